@@ -1,0 +1,1 @@
+"""The ``gossamer`` command: typer commands and rich views that talk to a node through its control socket."""

@@ -1,0 +1,91 @@
+"""NodeStatus: one frozen snapshot of a node, the same for ``status``, ``--json``, the live view and tests."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class MixReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The last mix: which rule, with whom, and what it did to the weights' variance."""
+
+    rule: str
+    fragment: int
+    peers: list[str]
+    step: int
+    variance_ratio_before: float
+    """Variance of the plain mean over the mean variance of the models that went in (1.0 for alike models)."""
+    variance_ratio_after: float
+    """The same ratio after the rule has been applied."""
+
+
+class MergeReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The last committed global merge as this node knows it."""
+
+    record: str
+    """Hash of the committed merge record, hex."""
+    height: int
+    contributors: list[str]
+    weights_hash: str
+    """BLAKE3 of the anchor's fp32 little-endian weights, hex; equal wherever the record is equal."""
+    contributed: bool
+    """Whether this node's weights are in it."""
+    loss_before: float | None
+    """This node's held-out loss just before it took the anchor; None when it was not measured."""
+    loss_merged: float | None
+    """Held-out loss of the anchor itself."""
+    duration_s: float
+
+
+class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One member of the swarm as this node sees it."""
+
+    peer: str
+    state: str
+    """alive, suspect, gone, left or banned."""
+    connected: bool
+    addresses: list[str]
+    step: int
+    loss: float | None
+    heard_s_ago: float
+    head_height: int
+    standing: float
+    last_problem: str
+    bytes_pulled: int
+
+
+class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything a person or a program asks of a running node. ``schema`` changes when a field does."""
+
+    schema: int = 1
+    peer: str
+    name: str
+    version: str
+    pid: int
+    uptime_s: float
+    addresses: list[str]
+    run_id: str
+    run_name: str
+    phase: str
+    """starting, training, merging, finished or stopping."""
+    problem: str
+    """What stands in the way right now, with what to do about it; empty when nothing does."""
+    device: str
+    parameters: int
+    step: int
+    steps_total: int
+    loss: float | None
+    """Training loss, smoothed over about 20 steps, nats per byte."""
+    tokens_per_s: float
+    tokens: int
+    mixes: int
+    mixes_failed: int
+    last_mix: MixReport | None
+    last_merge: MergeReport | None
+    merges: int
+    bytes_sent: int
+    bytes_received: int
+    peers: list[PeerStatus]
+    refusals: dict[str, int]
+    """Counted, logged refusals by reason: malformed, signature, wrong-run, hash, non-finite, norm and so on."""
+    checkpoint_step: int
+    disk_bytes: int

@@ -1,0 +1,93 @@
+"""Messages to canonical CBOR bytes and back, safe against any input.
+
+Owns the one way messages become bytes. A message is a frozen msgspec struct; its wire form is the canonical
+CBOR of its builtin form (RFC 8949 section 4.2.3: shortest integers, sorted keys, definite lengths). ``decode``
+accepts exactly the bytes that ``encode`` would have produced for some value of the type, and nothing else: no
+tags, no indefinite lengths, no duplicate keys, no trailing bytes, no NaN.
+
+Relies on: cbor2 for parsing, msgspec for types and ``Meta`` bounds.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NoReturn, TypeVar
+
+import cbor2
+import msgspec
+
+from p2p.errors import MalformedMessage
+
+DEPTH_MAX = 8
+"""Nesting allowed in any message."""
+
+T = TypeVar("T")
+
+
+def encode(message: msgspec.Struct) -> bytes:
+    """The canonical CBOR bytes of ``message``."""
+    return cbor2.dumps(msgspec.to_builtins(message, builtin_types=(bytes,)), canonical=True)
+
+
+def decode(data: bytes, message_type: type[T], *, bytes_max: int) -> T:
+    """The message that ``data`` canonically encodes.
+
+    ``message_type`` is a struct or a tagged union of structs. Raises MalformedMessage for anything else than
+    the canonical encoding of one value of that type within ``bytes_max`` bytes.
+    """
+    if len(data) > bytes_max:
+        raise MalformedMessage(f"message of {len(data)} bytes, the limit is {bytes_max}")
+    try:
+        plain = cbor2.loads(
+            data,
+            max_depth=DEPTH_MAX,
+            allow_indefinite=False,
+            allow_duplicate_keys=False,
+            tag_hook=_refuse_tag,
+            semantic_decoders=_NO_TAGS,
+        )
+        message = msgspec.convert(plain, message_type)
+    except MalformedMessage:
+        raise
+    except (
+        cbor2.CBORError,
+        msgspec.ValidationError,
+        ValueError,
+        TypeError,
+        RecursionError,
+        OverflowError,
+    ) as error:
+        raise MalformedMessage(f"not a {_name(message_type)}: {error}") from error
+    if not _finite(plain):
+        raise MalformedMessage(f"a {_name(message_type)} with a number that is not finite")
+    # Re-encoding is the whole canonical check: trailing bytes, wide integers, unsorted keys and unknown
+    # fields all come back as different bytes.
+    if encode(message) != data:  # type: ignore[arg-type]
+        raise MalformedMessage(f"a {_name(message_type)} in a non-canonical form")
+    return message
+
+
+def _refuse_tag(*_: object) -> NoReturn:
+    raise MalformedMessage("a CBOR tag, which no message uses")
+
+
+# Every tag cbor2 would otherwise turn into an object: dates, bignums, decimals, shared references, regular
+# expressions, sets, addresses. Tags it does not know go to ``tag_hook``.
+_NO_TAGS = dict.fromkeys(
+    (0, 1, 2, 3, 4, 5, 25, 28, 29, 30, 35, 36, 37, 52, 54, 100, 256, 258, 260, 261, 1004, 43000, 55799),
+    _refuse_tag,
+)
+
+
+def _finite(plain: Any) -> bool:
+    if isinstance(plain, float):
+        return math.isfinite(plain)
+    if isinstance(plain, dict):
+        return all(_finite(value) for value in plain.values())
+    if isinstance(plain, list):
+        return all(_finite(value) for value in plain)
+    return True
+
+
+def _name(message_type: Any) -> str:
+    return getattr(message_type, "__name__", None) or str(message_type).replace("gossip.messages.", "")

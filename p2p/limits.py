@@ -1,0 +1,63 @@
+"""Every bound on what a peer may make us hold, send or wait for, with its unit, in one place.
+
+``gossamer config limits`` prints this table. A test or a scenario lowers values by building another ``Limits``;
+nothing reads a bound from anywhere else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds, each named with its unit last. One instance is handed to every part that needs one."""
+
+    # connections and streams
+    peers_max: int = 64
+    """Connections kept at once."""
+    streams_per_peer_max: int = 32
+    """Inbound streams one peer may hold open."""
+    dial_timeout_s: float = 10.0
+    stream_timeout_s: float = 15.0
+    """Opening a stream, and any single write."""
+    peer_silence_s: float = 12.0
+    """A peer that answers no ping for this long is disconnected."""
+    receive_window_bytes: int = 16 << 20
+    """Unread bytes one stream may hold before its connection is reset."""
+
+    # messages
+    frame_bytes_max: int = 1 << 20
+    """The largest message, before it is parsed."""
+    cbor_depth_max: int = 8
+    call_timeout_s: float = 15.0
+    """A request and its reply, unless the caller names a shorter deadline."""
+
+    # membership and notices
+    members_max: int = 1024
+    notice_bytes_max: int = 16 << 10
+    """One signed notice, body included."""
+    notices_per_author_max: int = 8
+    notices_per_swap_max: int = 256
+    addresses_per_peer_max: int = 8
+    address_chars_max: int = 256
+    address_book_max: int = 4096
+    links_target: int = 8
+    """Neighbours a node tries to stay connected to."""
+
+    # shards
+    shard_bytes_max: int = 1 << 30
+    chunk_bytes: int = 1 << 20
+    chunks_in_flight_per_peer: int = 4
+    chunk_timeout_s: float = 30.0
+    fetches_max: int = 16
+    """Shards fetched at the same time."""
+
+    # merges
+    merge_participants_max: int = 1024
+    merge_fragments_max: int = 1024
+    merge_records_kept: int = 64
+
+    # control socket
+    control_line_bytes_max: int = 1 << 20
+    control_clients_max: int = 16

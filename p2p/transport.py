@@ -1,0 +1,102 @@
+"""The only door to other machines: the Transport interface and the value types that pass through it.
+
+Owns no behaviour. Two implementations exist, ``p2p.libp2p_transport`` (real sockets) and
+``netsim.network`` (virtual time); ``tests/conformance`` holds both to the same contract.
+
+The contract, beyond the types:
+
+* Streams are ``trio.abc.HalfCloseableStream``: bytes, ordered, authenticated to ``PeerId``, encrypted on
+  the real network. ``receive_some`` returns ``b""`` at the peer's end of file. A stream that breaks raises
+  ``trio.BrokenResourceError``; one closed here raises ``trio.ClosedResourceError``; nothing else escapes.
+* A handler runs as one task per inbound stream, at most ``Limits.streams_per_peer_max`` per peer. An
+  exception in a handler resets that stream and is logged; it never reaches the daemon. The stream is
+  closed when the handler returns.
+* A peer that sends past its receive window, or stops answering for ``Limits.peer_silence_s``, is
+  disconnected, and a ``PeerDown`` with the reason is published.
+* All waits are bounded: ``connect`` by ``Limits.dial_timeout_s``, ``open_stream`` and every write by
+  ``Limits.stream_timeout_s``. Reads wait as long as the caller's own deadline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import NewType, Protocol
+
+import trio
+
+PeerId = NewType("PeerId", str)
+"""A libp2p peer id in base58 text. For Ed25519 keys it contains the public key itself."""
+
+ProtocolName = NewType("ProtocolName", str)
+"""The name and major version of a stream protocol, for example ``/gossamer/shard/1``."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerRecord:
+    """A peer and the addresses it can be dialled at (multiaddrs without the ``/p2p/`` part)."""
+
+    peer: PeerId
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PeerUp:
+    """A connection to ``peer`` is usable; ``outbound`` when we dialled it."""
+
+    peer: PeerId
+    outbound: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PeerDown:
+    """The last connection to ``peer`` is gone, and why, as a short sentence for people."""
+
+    peer: PeerId
+    reason: str
+
+
+PeerEvent = PeerUp | PeerDown
+StreamHandler = Callable[[PeerId, trio.abc.HalfCloseableStream], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Payload bytes moved through all streams since the transport opened, and streams open now."""
+
+    bytes_sent: int
+    bytes_received: int
+    streams_open: int
+    streams_refused: int
+
+
+class Transport(Protocol):
+    """What a node may ask of the network. Bounded, and allowed to lose, delay and disconnect."""
+
+    @property
+    def local(self) -> PeerRecord:
+        """Our own id and the addresses others can dial."""
+
+    def peers(self) -> frozenset[PeerId]:
+        """The peers connected right now."""
+
+    def peer_events(self) -> trio.MemoryReceiveChannel[PeerEvent]:
+        """A new subscription to connections coming and going; on overflow the oldest event is dropped."""
+
+    async def connect(self, record: PeerRecord) -> None:
+        """Connect to a peer, trying its addresses; returns at once when already connected.
+
+        Raises PeerUnreachable.
+        """
+
+    async def open_stream(self, peer: PeerId, protocol: ProtocolName) -> trio.abc.HalfCloseableStream:
+        """Open a stream to a connected peer. Raises PeerUnreachable or ProtocolUnsupported."""
+
+    def serve(self, protocol: ProtocolName, handler: StreamHandler) -> None:
+        """Answer inbound streams of ``protocol`` with ``handler``; to be called once per protocol."""
+
+    async def disconnect(self, peer: PeerId, reason: str) -> None:
+        """Close every connection to ``peer``; a no-op when there is none."""
+
+    def traffic(self) -> Traffic:
+        """Counters for status and metrics."""
