@@ -19,12 +19,18 @@ class Limits:
     streams_per_peer_max: int = 32
     """Inbound streams one peer may hold open."""
     dial_timeout_s: float = 10.0
+    handshakes_max: int = 128
+    """Inbound connections that have not proved their identity yet."""
+    handshakes_per_address_max: int = 32
+    """The same, from one IP address: a stranger cannot hold every slot."""
     stream_timeout_s: float = 15.0
     """Opening a stream, and any single write."""
     peer_silence_s: float = 12.0
     """A peer that answers no ping for this long is disconnected."""
-    receive_window_bytes: int = 16 << 20
-    """Unread bytes one stream may hold before its connection is reset."""
+    receive_window_bytes: int = 1 << 20
+    """Unread bytes one stream may hold; a peer that sends past it loses its connection."""
+    peer_events_max: int = 256
+    """Connection events one subscriber may leave unread before the oldest is dropped."""
 
     # messages
     frame_bytes_max: int = 1 << 20
@@ -61,3 +67,7 @@ class Limits:
     # control socket
     control_line_bytes_max: int = 1 << 20
     control_clients_max: int = 16
+
+
+DEFAULT_LIMITS = Limits()
+"""The bounds of an ordinary node."""

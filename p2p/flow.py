@@ -1,0 +1,242 @@
+"""One byte stream with credit-based flow control, the same in the real and in the simulated network.
+
+Owns what a stream is once frames can be exchanged: its unread bytes, its credits in both directions, its ends
+and its failures, under trio's rules for a HalfCloseableStream. It never touches a socket or a clock: frames
+leave through a ``FrameSink`` (a yamux session, or netsim's network) and arrive through ``deliver_*``.
+
+Flow control is that of yamux: each side may send as many bytes as it holds credit for, and gets credit back as
+the other side's reader consumes. Receiving more than was granted is an offence that costs the connection.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import trio
+
+FRAME_PAYLOAD_BYTES = 65_507
+"""Payload bytes of a full frame: with the 12-byte yamux header it fills one Noise message exactly (65,519)."""
+
+
+@dataclass(slots=True)
+class Meter:
+    """Running totals over all streams of a transport, in payload bytes."""
+
+    bytes_sent: int = 0
+    bytes_received: int = 0
+
+
+class FrameSink(Protocol):
+    """Where a stream's frames go. All but ``reserve`` return at once and keep the order of calls."""
+
+    async def reserve(self) -> None:
+        """Wait until one more data frame may be queued."""
+
+    def send_data(self, stream: FlowStream, payload: bytes) -> None:
+        """Queue one data frame, after ``reserve``."""
+
+    def send_credit(self, stream: FlowStream, count: int) -> None:
+        """Allow the other side ``count`` more bytes."""
+
+    def send_eof(self, stream: FlowStream) -> None:
+        """Tell the other side that no more bytes follow."""
+
+    def send_reset(self, stream: FlowStream) -> None:
+        """Tell the other side that the stream is dead in both directions."""
+
+    def forget(self, stream: FlowStream) -> None:
+        """Drop the stream: nothing is delivered to it any more."""
+
+
+class FlowStream(trio.abc.HalfCloseableStream):
+    """A bounded, ordered byte stream. Errors are trio's: Closed (here), Broken (there), Busy (two callers)."""
+
+    def __init__(
+        self, sink: FrameSink, stream_id: int, *, credit: int, window_bytes: int, timeout_s: float, meter: Meter
+    ) -> None:
+        """``credit`` bytes may be sent at once; ``window_bytes`` is what the other side was granted."""
+        self.stream_id = stream_id
+        self._sink = sink
+        self._meter = meter
+        self._timeout_s = timeout_s
+
+        self._credit = credit
+        self._sending = False
+        self._eof_sent = False
+        self._writable = trio.lowlevel.ParkingLot()
+
+        self._window_bytes = window_bytes
+        self._granted = window_bytes  # bytes the other side may still send
+        self._consumed = 0  # bytes read here that were not granted again yet
+        self._unread: deque[bytes] = deque()
+        self._receiving = False
+        self._eof_received = False
+        self._readable = trio.lowlevel.ParkingLot()
+
+        self._closed = False
+        self._broken = ""
+
+    # --- sending ----------------------------------------------------------------------------------------------
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send ``data``; breaks the stream when no byte of it can be sent for ``timeout_s`` seconds."""
+        with _Exclusive(self, "_sending", "another task is sending"):
+            self._check_open()
+            if self._eof_sent:
+                raise trio.ClosedResourceError("the end of the stream was already sent")
+            await trio.lowlevel.checkpoint()
+            view = memoryview(data)
+            while view:
+                await self._progress(self._wait_credit)
+                await self._progress(self._sink.reserve)
+                size = min(len(view), self._credit, FRAME_PAYLOAD_BYTES)
+                self._credit -= size
+                self._meter.bytes_sent += size
+                self._sink.send_data(self, bytes(view[:size]))
+                view = view[size:]
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until there is credit."""
+        with _Exclusive(self, "_sending", "another task is sending"):
+            self._check_open()
+            await trio.lowlevel.checkpoint()
+            await self._wait_credit()
+
+    async def send_eof(self) -> None:
+        """Say that nothing follows; the other direction stays open."""
+        with _Exclusive(self, "_sending", "another task is sending"):
+            self._check_open(broken=False)
+            await trio.lowlevel.checkpoint()
+            if not self._eof_sent and not self._broken:
+                self._eof_sent = True
+                self._sink.send_eof(self)
+
+    async def _progress(self, wait: Callable[[], object]) -> None:
+        with trio.move_on_after(self._timeout_s) as scope:
+            await wait()  # type: ignore[misc]
+        if scope.cancelled_caught:
+            self.reset(f"the peer took no data for {self._timeout_s:g} s")
+        self._check_open()
+
+    async def _wait_credit(self) -> None:
+        while self._credit <= 0:
+            await self._writable.park()
+            self._check_open()
+
+    # --- receiving --------------------------------------------------------------------------------------------
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """At least one byte, at most ``max_bytes``; ``b""`` once the other side has sent its end."""
+        if max_bytes is not None:
+            if not isinstance(max_bytes, int):
+                raise TypeError("max_bytes must be an integer or None")
+            if max_bytes < 1:
+                raise ValueError("max_bytes must be at least 1")
+        with _Exclusive(self, "_receiving", "another task is receiving"):
+            self._check_open(broken=False)
+            await trio.lowlevel.checkpoint()
+            while not self._unread:
+                if self._eof_received:
+                    return b""
+                self._check_open()
+                await self._readable.park()
+                self._check_open(broken=False)
+            chunk = self._unread.popleft()
+            if max_bytes is not None and len(chunk) > max_bytes:
+                self._unread.appendleft(chunk[max_bytes:])
+                chunk = chunk[:max_bytes]
+            self._grant_again(len(chunk))
+            return chunk
+
+    def _grant_again(self, count: int) -> None:
+        # Half a window at a time: one small frame for every 512 KiB instead of one for every read.
+        self._consumed += count
+        if self._consumed * 2 >= self._window_bytes and not (self._eof_received or self._broken):
+            self._granted += self._consumed
+            self._sink.send_credit(self, self._consumed)
+            self._consumed = 0
+
+    # --- ending -----------------------------------------------------------------------------------------------
+
+    async def aclose(self) -> None:
+        """Close both directions: what was sent still arrives; what the other side still sends is discarded."""
+        if not self._closed:
+            self._closed = True
+            if not self._broken:
+                if not self._eof_sent:
+                    self._eof_sent = True
+                    self._sink.send_eof(self)
+                self._sink.forget(self)
+            self._unread.clear()
+            self._wake()
+        await trio.lowlevel.checkpoint()
+
+    def reset(self, reason: str) -> None:
+        """Kill both directions at once, here and at the other side; a no-op on a stream that has ended."""
+        if not (self._closed or self._broken):
+            self._sink.send_reset(self)
+            self._sink.forget(self)
+            self.break_off(reason)
+
+    def break_off(self, reason: str) -> None:
+        """The connection is gone, or the other side has reset the stream."""
+        self._broken = reason or "the stream broke"
+        if not self._eof_received:
+            self._unread.clear()
+        self._wake()
+
+    # --- what arrives -----------------------------------------------------------------------------------------
+
+    def accept_bytes(self, count: int) -> bool:
+        """Account for ``count`` bytes announced by the other side; False when that exceeds what was granted."""
+        self._granted -= count
+        return self._granted >= 0
+
+    def deliver(self, payload: bytes) -> None:
+        """Bytes arrived; they were accounted for before."""
+        self._meter.bytes_received += len(payload)
+        if not self._eof_received:
+            self._unread.append(payload)
+            self._readable.unpark_all()
+
+    def deliver_eof(self) -> None:
+        """The other side will send nothing more."""
+        self._eof_received = True
+        self._readable.unpark_all()
+
+    def add_credit(self, count: int) -> None:
+        """The other side allows ``count`` more bytes."""
+        self._credit += count
+        self._writable.unpark_all()
+
+    def _wake(self) -> None:
+        self._readable.unpark_all()
+        self._writable.unpark_all()
+
+    def _check_open(self, *, broken: bool = True) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError("this stream was closed")
+        if broken and self._broken:
+            raise trio.BrokenResourceError(self._broken)
+
+
+class _Exclusive:
+    """One task at a time in each direction, as trio's stream contract asks: the second gets BusyResourceError."""
+
+    __slots__ = ("_flag", "_message", "_stream")
+
+    def __init__(self, stream: FlowStream, flag: str, message: str) -> None:
+        self._stream = stream
+        self._flag = flag
+        self._message = message
+
+    def __enter__(self) -> None:
+        if getattr(self._stream, self._flag):
+            raise trio.BusyResourceError(self._message)
+        setattr(self._stream, self._flag, True)
+
+    def __exit__(self, *_: object) -> None:
+        setattr(self._stream, self._flag, False)
