@@ -30,13 +30,13 @@ class Meter:
 
 
 class FrameSink(Protocol):
-    """Where a stream's frames go. All but ``reserve`` return at once and keep the order of calls."""
+    """Where a stream's frames go. All but ``wait_sendable`` return at once and keep the order of calls."""
 
-    async def reserve(self) -> None:
-        """Wait until one more data frame may be queued."""
+    async def wait_sendable(self) -> None:
+        """Wait until one more data frame may be queued; it is queued before the next checkpoint, or never."""
 
     def send_data(self, stream: FlowStream, payload: bytes) -> None:
-        """Queue one data frame, after ``reserve``."""
+        """Queue one data frame, after ``wait_sendable``."""
 
     def send_credit(self, stream: FlowStream, count: int) -> None:
         """Allow the other side ``count`` more bytes."""
@@ -91,7 +91,7 @@ class FlowStream(trio.abc.HalfCloseableStream):
             view = memoryview(data)
             while view:
                 await self._progress(self._wait_credit)
-                await self._progress(self._sink.reserve)
+                await self._progress(self._sink.wait_sendable)
                 size = min(len(view), self._credit, FRAME_PAYLOAD_BYTES)
                 self._credit -= size
                 self._meter.bytes_sent += size

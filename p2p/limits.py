@@ -28,7 +28,7 @@ class Limits:
     peer_silence_s: float = 12.0
     """A peer that answers no ping for this long is disconnected."""
     receive_window_bytes: int = 1 << 20
-    """Unread bytes one stream may hold; a peer that sends past it loses its connection."""
+    """Unread bytes one stream may hold (at least 256 KiB); a peer that sends past it loses its connection."""
     peer_events_max: int = 256
     """Connection events one subscriber may leave unread before the oldest is dropped."""
 
