@@ -1,0 +1,78 @@
+"""Checkpoints: the trainer's state on disk, in two generations, each named by its own hash.
+
+Owns the ``checkpoints/`` folder of a run. A generation is one file, ``<step>-<BLAKE3 hex>.safetensors``: the
+name says what the bytes must hash to, so no manifest can disagree with them. A new generation is durable
+before the oldest is deleted; loading takes the newest whose bytes match their name and falls back one.
+
+Relies on: Disk.write_atomic (old bytes or new, never a mix). Never looks inside the state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import structlog
+from blake3 import blake3
+
+from gossip.disk import Disk
+
+FOLDER = "checkpoints"
+GENERATIONS = 2
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A verified generation: ``state`` is what ``Trainer.save`` returned at ``step``."""
+
+    step: int
+    state: bytes
+
+
+class Checkpoints:
+    """Saves and finds the trainer's state of one run."""
+
+    def __init__(self, disk: Disk) -> None:
+        self._disk = disk
+        self.step = 0
+        """Step of the newest generation known to be on disk; 0 when there is none."""
+
+    async def save(self, step: int, state: bytes) -> None:
+        """Make ``state`` the newest generation; durable on return. Raises OSError, the older ones intact."""
+        path = f"{FOLDER}/{step:012d}-{blake3(state).hexdigest()}.safetensors"
+        await self._disk.write_atomic(path, state)
+        self.step = step
+        for old in (await self._generations())[GENERATIONS:]:
+            await self._disk.delete(old)
+
+    async def load(self) -> Checkpoint | None:
+        """The newest generation whose bytes are whole, or None. Damaged ones are logged and left for inspection."""
+        for path in await self._generations():
+            step, named_hash = _parse(path)
+            try:
+                state = await self._disk.read(path)
+            except OSError as error:
+                log.warning("checkpoint unreadable", path=path, error=str(error))
+                continue
+            if blake3(state).hexdigest() == named_hash:
+                self.step = step
+                return Checkpoint(step, state)
+            log.warning("checkpoint damaged, trying the one before", path=path)
+        return None
+
+    async def _generations(self) -> list[str]:
+        """Paths, newest first; other files in the folder are not ours to touch."""
+        paths = [path for path, _ in await self._disk.list(FOLDER) if _is_generation(path)]
+        return sorted(paths, reverse=True)
+
+
+def _is_generation(path: str) -> bool:
+    stem, _, suffix = path.rsplit("/", 1)[-1].rpartition(".")
+    step, _, digest = stem.partition("-")
+    return suffix == "safetensors" and step.isdigit() and len(digest) == 64
+
+
+def _parse(path: str) -> tuple[int, str]:
+    step, _, digest = path.rsplit("/", 1)[-1].removesuffix(".safetensors").partition("-")
+    return int(step), digest

@@ -1,0 +1,103 @@
+"""The local disk, checkpoints on it, and what a node remembers of its lives."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from node.checkpoints import FOLDER, Checkpoints
+from node.disk import LocalDisk
+from node.life import PATH, NodeState, begin_life, save_state
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> LocalDisk:
+    return LocalDisk(tmp_path / "home")
+
+
+async def test_a_write_replaces_the_whole_file_and_leaves_no_temporary(
+    disk: LocalDisk, tmp_path: Path
+) -> None:
+    await disk.write_atomic("shards/a", b"old")
+    await disk.write_atomic("shards/a", memoryview(b"newer"), sync=False)
+    assert await disk.read("shards/a") == b"newer"
+    assert await disk.list("shards") == [("shards/a", 5)]
+    assert os.listdir(tmp_path / "home" / "shards") == ["a"]
+
+
+async def test_leftovers_of_an_interrupted_write_are_swept(disk: LocalDisk, tmp_path: Path) -> None:
+    await disk.write_atomic("shards/a", b"whole")
+    (tmp_path / "home" / "shards" / "b.part").write_bytes(b"half")
+    assert await disk.list("shards") == [("shards/a", 5)]
+    assert not (tmp_path / "home" / "shards" / "b.part").exists()
+
+
+async def test_missing_things(disk: LocalDisk) -> None:
+    with pytest.raises(FileNotFoundError):
+        await disk.read("nothing")
+    await disk.delete("nothing")
+    assert await disk.list("nothing") == []
+    assert await disk.free_bytes() > 0
+
+
+@pytest.mark.parametrize("path", ["../outside", "/etc/passwd", "a/../../b", ""])
+async def test_paths_stay_inside(disk: LocalDisk, path: str) -> None:
+    with pytest.raises(ValueError, match="not a path inside"):
+        await disk.write_atomic(path, b"x")
+
+
+async def test_a_failed_write_keeps_the_old_bytes(disk: LocalDisk, tmp_path: Path) -> None:
+    await disk.write_atomic("kept", b"old")
+    (tmp_path / "home" / "kept.part").mkdir()  # the temporary cannot be created
+    with pytest.raises(OSError):
+        await disk.write_atomic("kept", b"new")
+    assert await disk.read("kept") == b"old"
+
+
+async def test_two_generations_are_kept(disk: LocalDisk) -> None:
+    checkpoints = Checkpoints(disk)
+    for step in (10, 20, 30):
+        await checkpoints.save(step, f"state at {step}".encode())
+    assert checkpoints.step == 30
+    found = await Checkpoints(disk).load()
+    assert found is not None
+    assert (found.step, found.state) == (30, b"state at 30")
+    assert len(await disk.list(FOLDER)) == 2
+
+
+async def test_a_damaged_newest_generation_falls_back_one(disk: LocalDisk, tmp_path: Path) -> None:
+    checkpoints = Checkpoints(disk)
+    await checkpoints.save(10, b"good")
+    await checkpoints.save(20, b"to be damaged")
+    newest = max((tmp_path / "home" / FOLDER).iterdir())
+    newest.write_bytes(b"to be damaGed")
+    found = await Checkpoints(disk).load()
+    assert found is not None
+    assert (found.step, found.state) == (10, b"good")
+
+
+async def test_a_half_written_generation_never_counts(disk: LocalDisk, tmp_path: Path) -> None:
+    await Checkpoints(disk).save(10, b"good")
+    (tmp_path / "home" / FOLDER / "000000000020-abc.safetensors.part").write_bytes(b"torn")
+    (tmp_path / "home" / FOLDER / "notes.txt").write_text("mine")
+    found = await Checkpoints(disk).load()
+    assert found is not None
+    assert found.step == 10
+
+
+async def test_no_generation_at_all(disk: LocalDisk) -> None:
+    assert await Checkpoints(disk).load() is None
+
+
+async def test_every_life_has_a_higher_incarnation(disk: LocalDisk) -> None:
+    first = await begin_life(disk, wall_time_s=1_700_000_000.5)
+    await save_state(disk, NodeState(incarnation=first.incarnation, tokens_at_anchor=77))
+    second = await begin_life(disk, wall_time_s=0.0)
+    assert second == NodeState(incarnation=first.incarnation + 1, tokens_at_anchor=77)
+
+
+async def test_a_damaged_state_does_not_go_back_in_time(disk: LocalDisk) -> None:
+    earlier = await begin_life(disk, wall_time_s=1_700_000_000.0)
+    await disk.write_atomic(PATH, b'{"incarnation": "many"}')
+    later = await begin_life(disk, wall_time_s=1_700_000_100.0)
+    assert later.incarnation > earlier.incarnation
