@@ -55,7 +55,14 @@ class FlowStream(trio.abc.HalfCloseableStream):
     """A bounded, ordered byte stream. Errors are trio's: Closed (here), Broken (there), Busy (two callers)."""
 
     def __init__(
-        self, sink: FrameSink, stream_id: int, *, credit: int, window_bytes: int, timeout_s: float, meter: Meter
+        self,
+        sink: FrameSink,
+        stream_id: int,
+        *,
+        credit: int,
+        window_bytes: int,
+        timeout_s: float,
+        meter: Meter,
     ) -> None:
         """``credit`` bytes may be sent at once; ``window_bytes`` is what the other side was granted."""
         self.stream_id = stream_id
@@ -179,13 +186,12 @@ class FlowStream(trio.abc.HalfCloseableStream):
         if not (self._closed or self._broken):
             self._sink.send_reset(self)
             self._sink.forget(self)
+            self._unread.clear()
             self.break_off(reason)
 
     def break_off(self, reason: str) -> None:
-        """The connection is gone, or the other side has reset the stream."""
-        self._broken = reason or "the stream broke"
-        if not self._eof_received:
-            self._unread.clear()
+        """The connection is gone, or the other side has reset the stream; what arrived before can be read."""
+        self._broken = reason
         self._wake()
 
     # --- what arrives -----------------------------------------------------------------------------------------

@@ -53,9 +53,11 @@ class Limits:
 
     # shards
     shard_bytes_max: int = 1 << 30
-    chunk_bytes: int = 1 << 20
     chunks_in_flight_per_peer: int = 4
     chunk_timeout_s: float = 30.0
+    """One chunk of 1 MiB from its turn to its last byte: the minimum rate of a holder is 34 KiB/s."""
+    chunk_stall_s: float = 8.0
+    """No byte of a chunk whose turn it is."""
     fetches_max: int = 16
     """Shards fetched at the same time."""
 
@@ -63,6 +65,17 @@ class Limits:
     merge_participants_max: int = 1024
     merge_fragments_max: int = 1024
     merge_records_kept: int = 64
+    """Committed records a node keeps: how far behind a member may be and still verify every link it missed."""
+    merge_call_timeout_s: float = 10.0
+    """The longest a proposer waits for promises and contributions."""
+    merge_transfer_timeout_s: float = 600.0
+    """The longest it waits for sums, or for acknowledgements, however large the model."""
+    merge_bytes_per_s_min: int = 1 << 20
+    """The rate that transfers of a merge are given time for, until they have been observed."""
+    merge_turn_s: float = 1.0
+    """Between the turns of successive proposers."""
+    merge_retry_s_max: float = 30.0
+    """The longest pause of a proposer whose attempts keep failing."""
 
     # control socket
     control_line_bytes_max: int = 1 << 20

@@ -52,7 +52,13 @@ class Session:
     """
 
     def __init__(
-        self, carrier: trio.abc.Stream, *, initiator: bool, limits: Limits, meter: Meter, admit: Callable[[], bool]
+        self,
+        carrier: trio.abc.Stream,
+        *,
+        initiator: bool,
+        limits: Limits,
+        meter: Meter,
+        admit: Callable[[], bool],
     ) -> None:
         assert limits.receive_window_bytes >= INITIAL_WINDOW_BYTES, "the protocol grants 256 KiB unasked"
         self._carrier = carrier
@@ -61,7 +67,9 @@ class Session:
         self._admit = admit
         self._next_id = 1 if initiator else 2
         self._streams: dict[int, FlowStream] = {}
-        self._accepted_send, self._accepted = trio.open_memory_channel[FlowStream](limits.streams_per_peer_max)
+        self._accepted_send, self._accepted = trio.open_memory_channel[FlowStream](
+            limits.streams_per_peer_max
+        )
 
         self._outbox: deque[bytes] = deque()
         self._control_frames = 0

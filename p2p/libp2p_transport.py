@@ -1,0 +1,420 @@
+"""Transport over real sockets: TCP, Noise and yamux, as libp2p peers speak them. The only file with libp2p in it.
+
+Owns the listening sockets, the dials, the table of connections and the tasks that answer inbound streams. It
+never decides whom to dial or ban. From the library it takes what must not be written twice: the Noise handshake
+that binds a connection to a peer id, the key types and multiaddrs. The layers around the handshake are this
+package's own (``multistream``, ``noise_stream``, ``yamux``), wire-compatible and bounded: the library's host lets
+an exception of any handler end the program, offers plaintext, never frees an inbound connection slot, believes
+announced lengths and does not enforce receive windows.
+
+Every exception that comes out of the library is translated here. A broken handler, a hostile dialler or a
+misbehaving connection costs itself and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import logging
+import socket as stdlib_socket
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import ifaddr
+import trio
+from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.crypto.x25519 import create_new_key_pair as create_new_noise_key_pair
+from libp2p.io.trio import TrioTCPStream
+from libp2p.network.connection.raw_connection import RawConnection
+from libp2p.peer.id import ID
+from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_PROTOCOL
+from libp2p.security.noise.transport import Transport as NoiseHandshake
+from multiaddr import Multiaddr
+
+from p2p import multistream
+from p2p.errors import GossamerError, PeerUnreachable, PortInUse, StreamBroken, TransportError
+from p2p.flow import FlowStream, Meter
+from p2p.identity import Identity, public_key_of
+from p2p.limits import DEFAULT_LIMITS, Limits
+from p2p.noise_stream import NoiseStream
+from p2p.peer_events import PeerEvents
+from p2p.transport import PeerEvent, PeerId, PeerRecord, ProtocolName, StreamHandler, Traffic, Transport
+from p2p.yamux import Session
+
+YAMUX_PROTOCOL = "/yamux/1.0.0"
+CONNECTIONS_PER_PEER_MAX = 2
+"""Two, because two peers may dial each other at the same moment, and a restarted peer replaces a stale one."""
+LISTEN_BACKLOG = 128
+DIAL_STAGGER_S = 0.25
+"""Head start of each address over the next one (RFC 8305, section 5)."""
+
+_log = logging.getLogger(__name__)
+
+
+@contextlib.asynccontextmanager
+async def open_libp2p(
+    identity: Identity, *, listen: Sequence[str], limits: Limits = DEFAULT_LIMITS
+) -> AsyncIterator[Transport]:
+    """A transport that listens on ``listen`` (such as ``/ip4/0.0.0.0/tcp/4100``; port 0 picks a free one).
+
+    Leaving the block says goodbye to every peer. Raises PortInUse before anything else is started.
+    """
+    _quiet_library()
+    failure: Exception | None = None
+    async with contextlib.AsyncExitStack() as sockets, trio.open_nursery() as nursery:
+        listeners = [await sockets.enter_async_context(await _listen(address)) for address in listen]
+        transport = Libp2pTransport(identity, _dialable_addresses(listeners), limits, nursery)
+        nursery.start_soon(partial(trio.serve_listeners, transport.accept, listeners))
+        try:
+            yield transport
+        except Exception as error:  # raised again outside, unwrapped by the nursery
+            failure = error
+        finally:
+            with trio.CancelScope(shield=True):
+                await transport.aclose()
+            nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+
+
+@dataclass(eq=False, slots=True)
+class _Connection:
+    peer: PeerId
+    session: Session
+    gone: trio.Event = field(default_factory=trio.Event)
+
+
+class Libp2pTransport:
+    """Implements Transport. Made by ``open_libp2p``, whose nursery runs all of its tasks."""
+
+    def __init__(
+        self, identity: Identity, addresses: tuple[str, ...], limits: Limits, nursery: trio.Nursery
+    ) -> None:
+        keys = create_new_key_pair(identity.private_seed)
+        self._handshake = NoiseHandshake(keys, noise_privkey=create_new_noise_key_pair().private_key)
+        self._local = PeerRecord(identity.peer, addresses)
+        self._limits = limits
+        self._nursery = nursery
+        self._meter = Meter()
+        self._events = PeerEvents(limits.peer_events_max)
+        self._connections: dict[PeerId, list[_Connection]] = {}
+        self._dials: dict[PeerId, trio.Lock] = {}
+        self._handlers: dict[ProtocolName, StreamHandler] = {}
+        self._inbound_streams: Counter[PeerId] = Counter()
+        self._streams_refused = 0
+        self._handshakes: Counter[str] = Counter()
+
+    # --- Transport ----------------------------------------------------------------------------------------------
+
+    @property
+    def local(self) -> PeerRecord:
+        """Our own id and the addresses of our interfaces that we listen on."""
+        return self._local
+
+    def peers(self) -> frozenset[PeerId]:
+        """The peers connected right now."""
+        return self._events.connected
+
+    def peer_events(self) -> trio.MemoryReceiveChannel[PeerEvent]:
+        """A new subscription to connections coming and going."""
+        return self._events.subscribe()
+
+    def serve(self, protocol: ProtocolName, handler: StreamHandler) -> None:
+        """Answer inbound streams of ``protocol`` with ``handler``."""
+        assert protocol not in self._handlers, f"{protocol} is served already"
+        self._handlers[protocol] = handler
+
+    def traffic(self) -> Traffic:
+        """Totals since the transport opened, and the streams open now."""
+        return Traffic(
+            bytes_sent=self._meter.bytes_sent,
+            bytes_received=self._meter.bytes_received,
+            streams_open=sum(
+                link.session.streams_open for links in self._connections.values() for link in links
+            ),
+            streams_refused=self._streams_refused,
+        )
+
+    async def connect(self, record: PeerRecord) -> None:
+        """Connect to a peer over the first of its addresses that works. Raises PeerUnreachable."""
+        if record.peer == self._local.peer:
+            raise PeerUnreachable("that is this node's own id")
+        lock = self._dials.setdefault(record.peer, trio.Lock())
+        try:
+            async with lock:
+                if record.peer not in self._connections:
+                    await self._dial(record)
+        finally:
+            if not lock.statistics().tasks_waiting and not lock.locked():
+                self._dials.pop(record.peer, None)
+
+    async def open_stream(self, peer: PeerId, protocol: ProtocolName) -> trio.abc.HalfCloseableStream:
+        """A stream to a connected peer. Raises PeerUnreachable, ProtocolUnsupported or StreamBroken."""
+        links = self._connections.get(peer)
+        if not links:
+            raise PeerUnreachable(f"not connected to {peer}")
+        stream: FlowStream | None = None
+        try:
+            with trio.fail_after(self._limits.stream_timeout_s):
+                stream = await links[-1].session.open_stream()
+                await multistream.select(stream, protocol)
+        except BaseException as error:
+            if stream is not None:
+                stream.reset("the protocol was not agreed on")
+            if isinstance(error, trio.TooSlowError):
+                raise StreamBroken(
+                    f"{peer} did not answer within {self._limits.stream_timeout_s:g} s"
+                ) from error
+            if isinstance(error, trio.BrokenResourceError):
+                raise PeerUnreachable(f"the connection to {peer} is gone: {error}") from error
+            raise
+        return stream
+
+    async def disconnect(self, peer: PeerId, reason: str) -> None:
+        """Close every connection to ``peer``."""
+        await self._close(self._connections.get(peer, []), reason)
+
+    async def aclose(self) -> None:
+        """Say goodbye to every peer and end all subscriptions."""
+        await self._close(
+            [link for links in self._connections.values() for link in links], "this node is stopping"
+        )
+        self._events.close()
+
+    async def _close(self, links: Sequence[_Connection], reason: str) -> None:
+        async with trio.open_nursery() as nursery:
+            for link in links:
+                nursery.start_soon(link.session.aclose, reason)
+        for link in links:
+            await link.gone.wait()
+
+    # --- making connections -------------------------------------------------------------------------------------
+
+    async def _dial(self, record: PeerRecord) -> None:
+        """Try all addresses, each a little after the one before; the first to succeed ends the race."""
+        if len(self._connections) >= self._limits.peers_max:
+            raise PeerUnreachable(f"already connected to {self._limits.peers_max} peers")
+        failures: list[str] = []
+        won = trio.Event()
+
+        async def attempt(address: str, failed: trio.Event) -> None:
+            try:
+                await self._dial_address(record.peer, address)
+            except (OSError, ValueError, GossamerError) as error:
+                failures.append(f"{address}: {error}")
+                failed.set()
+            else:
+                won.set()
+                race.cancel_scope.cancel()
+
+        with trio.move_on_after(self._limits.dial_timeout_s):
+            async with trio.open_nursery() as race:
+                for address in record.addresses[: self._limits.addresses_per_peer_max]:
+                    failed = trio.Event()
+                    race.start_soon(attempt, address, failed)
+                    with trio.move_on_after(DIAL_STAGGER_S):
+                        await failed.wait()
+        if not won.is_set():
+            tried = (
+                "; ".join(failures) or "no address answered in time"
+                if record.addresses
+                else "no address is known"
+            )
+            raise PeerUnreachable(f"cannot reach {record.peer} ({tried})")
+
+    async def _dial_address(self, peer: PeerId, address: str) -> None:
+        host, port = _host_and_port(address)
+        socket = await trio.open_tcp_stream(host, port)
+        try:
+            carrier, _ = await self._upgrade(socket, expected=peer)
+        except BaseException:
+            await trio.aclose_forcefully(socket)
+            raise
+        self._nursery.start_soon(self._run, self._register(peer, carrier, outbound=True))
+
+    async def accept(self, socket: trio.SocketStream) -> None:
+        """Take one inbound connection from its first byte to its end."""
+        address = str(socket.socket.getpeername()[0])
+        if (
+            self._handshakes.total() >= self._limits.handshakes_max
+            or self._handshakes[address] >= self._limits.handshakes_per_address_max
+        ):
+            return
+        self._handshakes[address] += 1
+        try:
+            with trio.fail_after(self._limits.dial_timeout_s):
+                carrier, peer = await self._upgrade(socket, expected=None)
+        except (OSError, GossamerError, trio.TooSlowError) as error:
+            _log.debug("no handshake from %s: %s", address, error)
+            return
+        finally:
+            self._handshakes[address] -= 1
+            self._handshakes += Counter()  # drops the zeros
+        if peer in self._connections or len(self._connections) < self._limits.peers_max:
+            await self._run(self._register(peer, carrier, outbound=False))
+
+    async def _upgrade(
+        self, socket: trio.SocketStream, *, expected: PeerId | None
+    ) -> tuple[NoiseStream, PeerId]:
+        """Encrypt, authenticate and multiplex a fresh socket; ``expected`` is the peer we dialled, if we did."""
+        raw = RawConnection(TrioTCPStream(socket), initiator=expected is not None)
+        try:
+            if expected is not None:
+                await multistream.select(socket, NOISE_PROTOCOL)
+                secure: Any = await self._handshake.secure_outbound(raw, ID.from_base58(expected))
+            else:
+                await multistream.answer(socket, {str(NOISE_PROTOCOL)})
+                secure = await self._handshake.secure_inbound(raw)
+            peer = PeerId(secure.get_remote_peer().to_base58())
+            public_key_of(peer)  # only ids that contain their key can be checked against signatures
+        except GossamerError:
+            raise
+        except Exception as error:  # the library raises a dozen unrelated types for bytes it does not like
+            raise TransportError(
+                f"the encryption handshake failed: {error or type(error).__name__}"
+            ) from error
+        carrier = NoiseStream(socket, secure.conn.noise_state.encrypt, secure.conn.noise_state.decrypt)
+        if expected is not None:
+            await multistream.select(carrier, YAMUX_PROTOCOL)
+        else:
+            await multistream.answer(carrier, {YAMUX_PROTOCOL})
+        return carrier, peer
+
+    # --- living connections ---------------------------------------------------------------------------------------
+
+    def _register(self, peer: PeerId, carrier: NoiseStream, *, outbound: bool) -> _Connection:
+        session = Session(
+            carrier,
+            initiator=outbound,
+            limits=self._limits,
+            meter=self._meter,
+            admit=partial(self._admit_stream, peer),
+        )
+        link = _Connection(peer, session)
+        links = self._connections.setdefault(peer, [])
+        if len(links) >= CONNECTIONS_PER_PEER_MAX:
+            links[0].session.end("replaced by a newer connection")
+        links.append(link)
+        self._events.up(peer, outbound=outbound)
+        return link
+
+    async def _run(self, link: _Connection) -> None:
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._accept_streams, link)
+                await link.session.run()
+        finally:
+            links = self._connections[link.peer]
+            links.remove(link)
+            if not links:
+                del self._connections[link.peer]
+                self._events.down(link.peer, link.session.reason)
+            link.gone.set()
+
+    def _admit_stream(self, peer: PeerId) -> bool:
+        if self._inbound_streams[peer] >= self._limits.streams_per_peer_max:
+            self._streams_refused += 1
+            return False
+        self._inbound_streams[peer] += 1
+        return True
+
+    async def _accept_streams(self, link: _Connection) -> None:
+        with contextlib.suppress(trio.EndOfChannel):
+            while True:
+                self._nursery.start_soon(self._serve_stream, link.peer, await link.session.accept_stream())
+
+    async def _serve_stream(self, peer: PeerId, stream: FlowStream) -> None:
+        """One inbound stream. The one place that stops every exception: a handler's bug costs its stream."""
+        try:
+            with trio.fail_after(self._limits.stream_timeout_s):
+                protocol = await multistream.answer(stream, self._handlers)
+            await self._handlers[protocol](peer, stream)
+            await stream.aclose()
+        except (GossamerError, trio.BrokenResourceError, trio.TooSlowError) as error:
+            _log.info("a stream of %s failed: %s", peer, error)
+        except Exception:
+            _log.exception("a handler failed on a stream of %s", peer)
+        finally:
+            stream.reset("the handler did not finish")
+            self._inbound_streams[peer] -= 1
+            if not self._inbound_streams[peer]:
+                del self._inbound_streams[peer]
+
+
+async def _listen(address: str) -> trio.SocketListener:
+    host, port = _host_and_port(address)
+    family = stdlib_socket.AF_INET6 if ":" in host else stdlib_socket.AF_INET
+    socket = trio.socket.socket(family, stdlib_socket.SOCK_STREAM)
+    try:
+        # Never SO_REUSEPORT: a second node on the port must fail, not take half of the connections.
+        socket.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_REUSEADDR, 1)
+        if family == stdlib_socket.AF_INET6:
+            socket.setsockopt(stdlib_socket.IPPROTO_IPV6, stdlib_socket.IPV6_V6ONLY, 1)
+        await socket.bind((host, port))
+        socket.listen(LISTEN_BACKLOG)
+    except OSError as error:
+        socket.close()
+        if error.errno == errno.EADDRINUSE:
+            raise PortInUse(
+                f"port {port} on {host} is taken",
+                why="another program, or another node, is listening there",
+                fix=f"stop it (ss -ltnp 'sport = :{port}' names it) or choose another port",
+            ) from error
+        raise TransportError(
+            f"cannot listen on {address}: {error.strerror}",
+            why="no peer could connect to this node",
+            fix="listen on an address of this machine, for example /ip4/0.0.0.0/tcp/4100",
+        ) from error
+    except BaseException:
+        socket.close()
+        raise
+    return trio.SocketListener(socket)
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    """Host and TCP port of a multiaddr. Raises TransportError for anything else than name or IP, then TCP."""
+    try:
+        parsed = Multiaddr(address)
+        (kind, host), (tcp, port), *rest = [(protocol.name, value) for protocol, value in parsed.items()]
+    except Exception as error:  # multiaddr raises a new type for every way to be wrong
+        raise TransportError(f"{address!r} is not an address like /ip4/192.0.2.7/tcp/4100") from error
+    if (
+        kind not in {"ip4", "ip6", "dns", "dns4", "dns6"}
+        or tcp != "tcp"
+        or any(name != "p2p" for name, _ in rest)
+    ):
+        raise TransportError(f"{address!r} is not an address like /ip4/192.0.2.7/tcp/4100")
+    return str(host), int(str(port))
+
+
+def _dialable_addresses(listeners: Sequence[trio.SocketListener]) -> tuple[str, ...]:
+    """What others can dial: a wildcard stands for every interface of its family, loopback last resort."""
+    addresses: list[str] = []
+    for listener in listeners:
+        host, port = listener.socket.getsockname()[:2]
+        ip = ipaddress.ip_address(host)
+        reachable = _interface_ips(ip.version) if ip.is_unspecified else [ip]
+        addresses += [f"/ip{each.version}/{each}/tcp/{port}" for each in reachable]
+    return tuple(dict.fromkeys(addresses))
+
+
+def _interface_ips(version: int) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    found = []
+    for adapter in ifaddr.get_adapters():
+        for entry in adapter.ips:
+            ip = ipaddress.ip_address(entry.ip if isinstance(entry.ip, str) else entry.ip[0])
+            if ip.version == version and not ip.is_link_local:
+                found.append(ip)
+    outside = [ip for ip in found if not ip.is_loopback]
+    return outside or found
+
+
+def _quiet_library() -> None:
+    """Keep what strangers can provoke out of the log: the library reports every failed handshake as an error."""
+    library = logging.getLogger("libp2p")
+    if library.level == logging.NOTSET:
+        library.setLevel(logging.CRITICAL)
