@@ -36,12 +36,14 @@ from libp2p.security.noise.transport import Transport as NoiseHandshake
 from multiaddr import Multiaddr
 
 from p2p import multistream
-from p2p.errors import GossamerError, PeerUnreachable, PortInUse, StreamBroken, TransportError
-from p2p.flow import FlowStream, Meter
+from p2p.errors import GossamerError, PeerUnreachable, PortInUse, TransportError
+from p2p.flow import Meter
 from p2p.identity import Identity, public_key_of
 from p2p.limits import DEFAULT_LIMITS, Limits
 from p2p.noise_stream import NoiseStream
 from p2p.peer_events import PeerEvents
+from p2p.protocols import Protocols
+from p2p.service import open_service_nursery
 from p2p.transport import PeerEvent, PeerId, PeerRecord, ProtocolName, StreamHandler, Traffic, Transport
 from p2p.yamux import Session
 
@@ -64,21 +66,15 @@ async def open_libp2p(
     Leaving the block says goodbye to every peer. Raises PortInUse before anything else is started.
     """
     _quiet_library()
-    failure: Exception | None = None
-    async with contextlib.AsyncExitStack() as sockets, trio.open_nursery() as nursery:
+    async with contextlib.AsyncExitStack() as sockets, open_service_nursery() as nursery:
         listeners = [await sockets.enter_async_context(await _listen(address)) for address in listen]
         transport = Libp2pTransport(identity, _dialable_addresses(listeners), limits, nursery)
         nursery.start_soon(partial(trio.serve_listeners, transport.accept, listeners))
         try:
             yield transport
-        except Exception as error:  # raised again outside, unwrapped by the nursery
-            failure = error
         finally:
             with trio.CancelScope(shield=True):
                 await transport.aclose()
-            nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
 
 
 @dataclass(eq=False, slots=True)
@@ -103,9 +99,7 @@ class Libp2pTransport:
         self._events = PeerEvents(limits.peer_events_max)
         self._connections: dict[PeerId, list[_Connection]] = {}
         self._dials: dict[PeerId, trio.Lock] = {}
-        self._handlers: dict[ProtocolName, StreamHandler] = {}
-        self._inbound_streams: Counter[PeerId] = Counter()
-        self._streams_refused = 0
+        self._protocols = Protocols(limits, nursery)
         self._handshakes: Counter[str] = Counter()
 
     # --- Transport ----------------------------------------------------------------------------------------------
@@ -125,8 +119,7 @@ class Libp2pTransport:
 
     def serve(self, protocol: ProtocolName, handler: StreamHandler) -> None:
         """Answer inbound streams of ``protocol`` with ``handler``."""
-        assert protocol not in self._handlers, f"{protocol} is served already"
-        self._handlers[protocol] = handler
+        self._protocols.serve(protocol, handler)
 
     def traffic(self) -> Traffic:
         """Totals since the transport opened, and the streams open now."""
@@ -136,7 +129,7 @@ class Libp2pTransport:
             streams_open=sum(
                 link.session.streams_open for links in self._connections.values() for link in links
             ),
-            streams_refused=self._streams_refused,
+            streams_refused=self._protocols.streams_refused,
         )
 
     async def connect(self, record: PeerRecord) -> None:
@@ -157,21 +150,11 @@ class Libp2pTransport:
         links = self._connections.get(peer)
         if not links:
             raise PeerUnreachable(f"not connected to {peer}")
-        stream: FlowStream | None = None
         try:
-            with trio.fail_after(self._limits.stream_timeout_s):
-                stream = await links[-1].session.open_stream()
-                await multistream.select(stream, protocol)
-        except BaseException as error:
-            if stream is not None:
-                stream.reset("the protocol was not agreed on")
-            if isinstance(error, trio.TooSlowError):
-                raise StreamBroken(
-                    f"{peer} did not answer within {self._limits.stream_timeout_s:g} s"
-                ) from error
-            if isinstance(error, trio.BrokenResourceError):
-                raise PeerUnreachable(f"the connection to {peer} is gone: {error}") from error
-            raise
+            stream = await links[-1].session.open_stream()
+        except trio.BrokenResourceError as error:
+            raise PeerUnreachable(f"the connection to {peer} is gone: {error}") from error
+        await self._protocols.request(peer, stream, protocol)
         return stream
 
     async def disconnect(self, peer: PeerId, reason: str) -> None:
@@ -292,7 +275,7 @@ class Libp2pTransport:
             initiator=outbound,
             limits=self._limits,
             meter=self._meter,
-            admit=partial(self._admit_stream, peer),
+            admit=partial(self._protocols.admit, peer),
         )
         link = _Connection(peer, session)
         links = self._connections.setdefault(peer, [])
@@ -315,34 +298,10 @@ class Libp2pTransport:
                 self._events.down(link.peer, link.session.reason)
             link.gone.set()
 
-    def _admit_stream(self, peer: PeerId) -> bool:
-        if self._inbound_streams[peer] >= self._limits.streams_per_peer_max:
-            self._streams_refused += 1
-            return False
-        self._inbound_streams[peer] += 1
-        return True
-
     async def _accept_streams(self, link: _Connection) -> None:
         with contextlib.suppress(trio.EndOfChannel):
             while True:
-                self._nursery.start_soon(self._serve_stream, link.peer, await link.session.accept_stream())
-
-    async def _serve_stream(self, peer: PeerId, stream: FlowStream) -> None:
-        """One inbound stream. The one place that stops every exception: a handler's bug costs its stream."""
-        try:
-            with trio.fail_after(self._limits.stream_timeout_s):
-                protocol = await multistream.answer(stream, self._handlers)
-            await self._handlers[protocol](peer, stream)
-            await stream.aclose()
-        except (GossamerError, trio.BrokenResourceError, trio.TooSlowError) as error:
-            _log.info("a stream of %s failed: %s", peer, error)
-        except Exception:
-            _log.exception("a handler failed on a stream of %s", peer)
-        finally:
-            stream.reset("the handler did not finish")
-            self._inbound_streams[peer] -= 1
-            if not self._inbound_streams[peer]:
-                del self._inbound_streams[peer]
+                self._protocols.answer(link.peer, await link.session.accept_stream())
 
 
 async def _listen(address: str) -> trio.SocketListener:

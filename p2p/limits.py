@@ -78,7 +78,8 @@ class Limits:
     """The longest pause of a proposer whose attempts keep failing."""
 
     # control socket
-    control_line_bytes_max: int = 1 << 20
+    control_line_bytes_max: int = 4 << 20
+    """One request or one reply: the status of a swarm of ``members_max`` with full address lists fits."""
     control_clients_max: int = 16
 
 
