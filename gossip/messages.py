@@ -29,6 +29,11 @@ PeerText = Annotated[str, Meta(min_length=40, max_length=64)]
 Address = Annotated[str, Meta(min_length=1, max_length=256)]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Label = Annotated[str, Meta(max_length=64)]
+Kind = Annotated[str, Meta(min_length=1, max_length=16)]
+"""The name of a register; NOTICE_BODIES lists those in use."""
+
+CHUNK_BYTES = 1 << 20
+"""Shards are cut every CHUNK_BYTES. Part of the format, not a limit: another value gives other roots."""
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
@@ -39,7 +44,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class ShardRef(Message, frozen=True):
-    """A shard by content: the root of its two-level BLAKE3 tree, and its size in bytes."""
+    """A shard by content: its size in bytes, and the BLAKE3 digest of the canonical bytes of its Outline."""
 
     root: Hash
     size: Annotated[int, Meta(ge=1, le=1 << 30)]
@@ -49,7 +54,7 @@ class ShardRef(Message, frozen=True):
 
 
 class Hello(Message, frozen=True):
-    """Sent by the dialler on HELLO_PROTOCOL and answered with the other side's own Hello.
+    """Each side calls the other with it on a new connection; the reply is the other's Hello, or a refusal.
 
     Peers of different runs disconnect.
     """
@@ -73,7 +78,10 @@ class SpecBytes(Message, frozen=True):
 
 
 class WantPeers(Message, frozen=True):
-    """Peer exchange: ask for up to ``count`` members' heartbeat notices, which carry signed addresses."""
+    """Peer exchange: ask for up to ``count`` members' heartbeat notices, which carry signed addresses.
+
+    The reply is a Notices message.
+    """
 
     count: Annotated[int, Meta(ge=1, le=64)]
 
@@ -88,7 +96,7 @@ class Notice(Message, frozen=True):
     """
 
     author: PeerText
-    kind: Annotated[str, Meta(max_length=16)]
+    kind: Kind
     incarnation: Count
     sequence: Count
     body: Annotated[bytes, Meta(max_length=12 << 10)]
@@ -100,7 +108,7 @@ class NoticeClaim(Message, frozen=True):
 
     run: Hash
     author: PeerText
-    kind: Annotated[str, Meta(max_length=16)]
+    kind: Kind
     incarnation: Count
     sequence: Count
     body: Annotated[bytes, Meta(max_length=12 << 10)]
@@ -142,6 +150,10 @@ class Fragments(Message, frozen=True):
     entries: Annotated[list[FragmentEntry], Meta(max_length=128)]
 
 
+NOTICE_BODIES: dict[str, type[Message]] = {"heartbeat": Heartbeat, "fragments": Fragments}
+"""Every kind of notice and the message its body holds; other kinds are refused."""
+
+
 class Probe(Message, frozen=True):
     """Open a reconciliation: the digest of my whole notice table."""
 
@@ -152,17 +164,23 @@ class InStep(Message, frozen=True):
     """Our tables are equal; nothing to do."""
 
 
-class Version(Message, frozen=True):
-    """The version of one register that the sender holds."""
+class Version(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """The version of one register: an array without a tag, because a swarm of 1,024 sends thousands of them.
+
+    ``check`` is the first 8 bytes of the BLAKE3 digest of the notice's canonical bytes. Versions of one
+    register are ordered by (incarnation, sequence, check), so even an author that signs two notices under
+    one number leaves every table equal.
+    """
 
     author: PeerText
-    kind: Annotated[str, Meta(max_length=16)]
+    kind: Kind
     incarnation: Count
     sequence: Count
+    check: Annotated[bytes, Meta(min_length=8, max_length=8)]
 
 
 class Versions(Message, frozen=True):
-    """Our tables differ; this is what mine holds."""
+    """Our tables differ; this is what mine holds, sorted. Its BLAKE3 digest is the digest in a Probe."""
 
     versions: Annotated[list[Version], Meta(max_length=8192)]
 
@@ -190,8 +208,9 @@ class WantOutline(Message, frozen=True):
 
 
 class Outline(Message, frozen=True):
-    """The chunk hashes, which must hash to the shard's root."""
+    """A shard's size and the BLAKE3 digest of each of its chunks; its own digest is the shard's root."""
 
+    size: Annotated[int, Meta(ge=1, le=1 << 30)]
     chunks: Annotated[list[Hash], Meta(max_length=1024)]
 
 
@@ -212,14 +231,187 @@ class NotHeld(Message, frozen=True):
     """This node does not hold the shard, or no longer."""
 
 
-# --- refusals --------------------------------------------------------------------------------------------------
-
-
-class Refusal(Message, frozen=True):
-    """The request was understood and declined; ``code`` is for machines, ``text`` for people."""
-
-    code: Label
-    text: Annotated[str, Meta(max_length=512)]
-
-
 # --- merges: one link of the chain at a time ------------------------------------------------------------------
+
+
+class Ballot(Message, frozen=True, order=True):
+    """One try at deciding one link of the chain; ordered by attempt, then by proposer."""
+
+    attempt: Annotated[int, Meta(ge=0, le=2**40)]
+    proposer: PeerText
+
+
+class Contribution(Message, frozen=True):
+    """What one member puts into a merge: an integer weight and one input shard per fragment, in order."""
+
+    peer: PeerText
+    weight: Annotated[int, Meta(ge=1, le=2**40)]
+    inputs: Annotated[list[ShardRef], Meta(min_length=1, max_length=1024)]
+
+
+class SignedContribution(Contribution, frozen=True):
+    """A contribution as it travels. Purpose ``gossamer/contribution/1``, payload a ContributionClaim."""
+
+    signature: Signature
+
+
+class ContributionClaim(Message, frozen=True):
+    """What a contribution's signature covers: the contribution, and the one link it is meant for."""
+
+    run: Hash
+    parent: Hash
+    contribution: Contribution
+
+
+class RosterEntry(Message, frozen=True):
+    """A member with a voice in the next link, and the height of its last contribution (0: none yet)."""
+
+    peer: PeerText
+    last_height: Count
+
+
+class MergeRecord(Message, frozen=True):
+    """One link of the chain: who was averaged and what came out. Its hash is BLAKE3 over its canonical bytes."""
+
+    run: Hash
+    parent: Hash
+    """Hash of the record before, or of the run's genesis."""
+    height: Annotated[int, Meta(ge=1, le=2**53)]
+    point: Count
+    """Scheduled merge points passed once this record is committed; never falls along the chain."""
+    ballot: Ballot
+    """The ballot under which the record was first proposed."""
+    contributors: Annotated[list[SignedContribution], Meta(min_length=1, max_length=1024)]
+    """Sorted by peer: the order of summation."""
+    results: Annotated[list[ShardRef], Meta(min_length=1, max_length=1024)]
+    """The averaged fragments, in order."""
+    roster: Annotated[list[RosterEntry], Meta(min_length=1, max_length=1024)]
+    """Sorted by peer: whose acknowledgements count for the next link."""
+    absent: Annotated[list[PeerText], Meta(max_length=1024)]
+    """Sorted: members of the parent's roster that do not count for this link, unheard for 3 merge periods."""
+    participants_total: Count
+    """Contributors of this and all earlier records."""
+
+
+class Acknowledgement(Message, frozen=True):
+    """``peer`` holds every result of a record and has accepted it, durably.
+
+    Purpose ``gossamer/merge-acknowledgement/1``, payload an AcknowledgementClaim.
+    """
+
+    peer: PeerText
+    signature: Signature
+
+
+class AcknowledgementClaim(Message, frozen=True):
+    """What an acknowledgement's signature covers."""
+
+    run: Hash
+    record: Hash
+    ballot: Ballot
+
+
+class CommittedRecord(Message, frozen=True):
+    """A record and the acknowledgements of a quorum, all under one ballot: proof that the link is decided."""
+
+    record: MergeRecord
+    ballot: Ballot
+    acknowledgements: Annotated[list[Acknowledgement], Meta(min_length=1, max_length=1024)]
+    """Sorted by peer."""
+
+
+class MergeCall(Message, frozen=True):
+    """A proposer asks for a promise and a contribution. Answered by MergeOffer, Outbid or Elsewhere."""
+
+    parent: Hash
+    height: Annotated[int, Meta(ge=1, le=2**53)]
+    point: Count
+    ballot: Ballot
+    absent: Annotated[list[PeerText], Meta(max_length=1024)]
+
+
+class AcceptedRecord(Message, frozen=True):
+    """The record that a member has accepted for a link, and under which ballot."""
+
+    ballot: Ballot
+    record: MergeRecord
+
+
+class MergeOffer(Message, frozen=True):
+    """A durable promise to accept nothing under a lower ballot, and what the member brings along."""
+
+    contribution: SignedContribution | None
+    accepted: AcceptedRecord | None
+
+
+class Outbid(Message, frozen=True):
+    """Refused: the member has promised a higher ballot for this link."""
+
+    ballot: Ballot
+
+
+class Elsewhere(Message, frozen=True):
+    """Refused: the member's chain ends in another record than the proposer's."""
+
+    head: Hash
+    height: Count
+    participants: Count
+
+
+class MergePlan(Message, frozen=True):
+    """Who is to be averaged. Each owner sums its fragments and answers MergeResults within ``timeout_s``."""
+
+    parent: Hash
+    ballot: Ballot
+    contributors: Annotated[list[SignedContribution], Meta(min_length=1, max_length=1024)]
+    timeout_s: Annotated[float, Meta(gt=0, le=3600)]
+
+
+class FragmentResult(Message, frozen=True):
+    """The average of one fragment, as its owner computed it."""
+
+    fragment: Count
+    shard: ShardRef
+
+
+class MergeResults(Message, frozen=True):
+    """What an owner summed, and whose inputs it could not get or had to refuse."""
+
+    results: Annotated[list[FragmentResult], Meta(max_length=1024)]
+    missing: Annotated[list[PeerText], Meta(max_length=1024)]
+
+
+class MergeAccept(Message, frozen=True):
+    """A proposer asks for the acceptance of a record. Answered by Acknowledgement, Outbid or Elsewhere."""
+
+    ballot: Ballot
+    record: MergeRecord
+    holders: Annotated[list[PeerText], Meta(max_length=16)]
+    """Members known to hold all results, besides the owners and the proposer."""
+    disputed: Annotated[list[Count], Meta(max_length=1024)]
+    """Fragments whose owners disagreed: to be recomputed from the inputs, not fetched."""
+    timeout_s: Annotated[float, Meta(gt=0, le=3600)]
+
+
+class MergeCommit(Message, frozen=True):
+    """A link is decided. Answered by Noted."""
+
+    committed: CommittedRecord
+
+
+class Noted(Message, frozen=True):
+    """Received."""
+
+
+class WantRecord(Message, frozen=True):
+    """Ask for a committed record by hash. Answered by CommittedRecord or RecordNotHeld."""
+
+    record: Hash
+
+
+class RecordNotHeld(Message, frozen=True):
+    """This member does not hold the record, or no longer."""
+
+
+MergeRequest = MergeCall | MergePlan | MergeAccept | MergeCommit | WantRecord
+"""What may be asked on MERGE_PROTOCOL."""

@@ -1,0 +1,263 @@
+"""Where peers can be dialled: addresses by source, how dialling them went, and when to try again.
+
+Owns the parsing of address text, the back-off schedule and the file ``peers.json``. Never dials and never
+resolves a name. A node restarted without its bootstrap peers finds the swarm through this file.
+
+Peers are never given up, only tried less and less often: a whole swarm may be switched off for a night. When
+the book is full the most failed are displaced; an entry from a bootstrap address or an invite never is.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import random
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import msgspec
+import structlog
+from msgspec import Meta
+
+from gossip.disk import Disk
+from p2p.errors import GossamerError
+from p2p.identity import public_key_of
+from p2p.limits import Limits
+from p2p.transport import PeerId, PeerRecord
+
+PATH = "peers.json"
+BACK_OFF_FIRST_S = 1.0
+BACK_OFF_MAX_S = 300.0
+BACK_OFF_PERMANENT_MAX_S = 20.0
+"""Bootstrap and invited peers are tried again at least this often: they may be the only way in."""
+
+AddressSource = Literal["bootstrap", "invite", "heartbeat", "hello", "exchange"]
+_PERMANENT = ("bootstrap", "invite")
+_HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*")
+_PORT = re.compile(r"[1-9][0-9]{0,4}")
+
+log = structlog.get_logger()
+
+
+class AddressError(GossamerError):
+    """Text that is not an address a peer can be dialled at."""
+
+
+def check_address(text: str, *, chars_max: int) -> str:
+    """``text`` if it is ``/ip4|ip6|dns|dns4|dns6/HOST/tcp/PORT`` and can be dialled. Raises AddressError.
+
+    Unspecified and multicast hosts are refused. Loopback and private hosts are not: swarms live there too.
+    """
+    fix = "addresses look like /ip4/192.0.2.7/tcp/4100 or /dns/example.org/tcp/4100"
+    if len(text) > chars_max:
+        raise AddressError(f"an address of {len(text)} characters, the limit is {chars_max}", fix=fix)
+    match text.split("/"):
+        case ["", family, host, "tcp", port] if _PORT.fullmatch(port) and int(port) < 1 << 16:
+            if _can_be_dialled(family, host):
+                return text
+    raise AddressError(f"{text!r} is not an address that can be dialled", fix=fix)
+
+
+def _can_be_dialled(family: str, host: str) -> bool:
+    if family in ("dns", "dns4", "dns6"):
+        return len(host) <= 253 and _HOST_NAME.fullmatch(host) is not None
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    if family != f"ip{address.version}":
+        return False
+    return not address.is_unspecified and not address.is_multicast
+
+
+def parse_peer_address(text: str, *, chars_max: int) -> tuple[PeerId, str]:
+    """The peer id and the address in ``ADDRESS/p2p/PEER``, as invites and bootstrap lists name peers.
+
+    Raises AddressError.
+    """
+    address, _, peer = text.partition("/p2p/")
+    try:
+        public_key_of(PeerId(peer))
+    except ValueError as error:
+        raise AddressError(
+            f"{text!r} does not end in /p2p/ and a peer id",
+            why="a peer is only believed when it proves the id it was named by",
+            fix="copy the whole line; it looks like /ip4/192.0.2.7/tcp/4100/p2p/12D3Koo...",
+        ) from error
+    return PeerId(peer), check_address(address, chars_max=chars_max)
+
+
+@dataclass(slots=True)
+class _Entry:
+    sources: dict[str, AddressSource] = field(default_factory=dict)
+    """Address -> where it was learnt last, oldest first."""
+    failures: int = 0
+    successes: int = 0
+    retry_s: float = 0.0
+    last_error: str = ""
+
+    @property
+    def badness(self) -> tuple[int, int]:
+        return self.failures, -self.successes
+
+    @property
+    def permanent(self) -> bool:
+        return any(source in _PERMANENT for source in self.sources.values())
+
+
+class _StoredPeer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    peer: str
+    addresses: Annotated[list[str], Meta(max_length=64)]
+    successes: Annotated[int, Meta(ge=0)]
+
+
+class AddressBook:
+    """Addresses of at most ``limits.address_book_max`` peers, ourselves (``local``) left out."""
+
+    def __init__(self, disk: Disk, *, local: PeerId, limits: Limits, rng: random.Random) -> None:
+        self._disk = disk
+        self._local = local
+        self._limits = limits
+        self._rng = rng
+        self._entries: dict[PeerId, _Entry] = {}
+        self._saved: bytes = b""
+
+    # --- learning ---------------------------------------------------------------------------------------------
+
+    def add(self, peer: PeerId, addresses: Iterable[str], source: AddressSource) -> bool:
+        """Remember where ``peer`` may be dialled; addresses that cannot be dialled are skipped.
+
+        A heartbeat or hello is the peer's own word, so it replaces what the peer said before. Returns whether
+        the peer is new.
+        """
+        usable = [address for address in addresses if self._usable(address)][
+            : self._limits.addresses_per_peer_max
+        ]
+        if peer == self._local or not usable:
+            return False
+        known = peer in self._entries
+        if not known and not self._make_room(permanent=source in _PERMANENT):
+            return False
+        entry = self._entries.setdefault(peer, _Entry())
+        if source in ("heartbeat", "hello"):
+            entry.sources = {
+                address: learnt
+                for address, learnt in entry.sources.items()
+                if learnt in _PERMANENT or address in usable
+            }
+        for address in usable:
+            if entry.sources.get(address) not in _PERMANENT:
+                if address not in entry.sources:
+                    # Somewhere new to try is worth trying at once.
+                    entry.retry_s = 0.0
+                entry.sources[address] = source
+        while len(entry.sources) > self._limits.addresses_per_peer_max:
+            oldest = next(
+                (a for a, s in entry.sources.items() if s not in _PERMANENT), next(iter(entry.sources))
+            )
+            del entry.sources[oldest]
+        return not known
+
+    def _usable(self, address: str) -> bool:
+        try:
+            check_address(address, chars_max=self._limits.address_chars_max)
+        except AddressError:
+            return False
+        return True
+
+    def _make_room(self, *, permanent: bool) -> bool:
+        if len(self._entries) < self._limits.address_book_max:
+            return True
+        displaceable = [peer for peer, entry in self._entries.items() if not entry.permanent]
+        worst = max(displaceable, key=lambda peer: self._entries[peer].badness, default=None)
+        if worst is None or (self._entries[worst].failures == 0 and not permanent):
+            return False
+        del self._entries[worst]
+        return True
+
+    # --- dialling ---------------------------------------------------------------------------------------------
+
+    def record(self, peer: PeerId) -> PeerRecord | None:
+        """Where ``peer`` may be dialled, newest addresses first; None when nothing is known."""
+        entry = self._entries.get(peer)
+        return PeerRecord(peer, tuple(reversed(entry.sources))) if entry is not None else None
+
+    def due(self, count: int, *, exclude: Iterable[PeerId], now_s: float) -> list[PeerRecord]:
+        """Up to ``count`` peers to dial now: permanent ones first, else at random among the least failed."""
+        excluded = set(exclude)
+        ready = [
+            peer for peer, entry in self._entries.items() if peer not in excluded and entry.retry_s <= now_s
+        ]
+        self._rng.shuffle(ready)
+        ready.sort(key=lambda peer: (not self._entries[peer].permanent, self._entries[peer].failures))
+        return [record for peer in ready[:count] if (record := self.record(peer)) is not None]
+
+    def next_due_s(self, *, exclude: Iterable[PeerId]) -> float:
+        """When the next peer outside ``exclude`` may be dialled; infinite when there is none."""
+        excluded = set(exclude)
+        times = (entry.retry_s for peer, entry in self._entries.items() if peer not in excluded)
+        return min(times, default=float("inf"))
+
+    def succeeded(self, peer: PeerId) -> None:
+        """A dial worked, or the peer dialled us and greeted."""
+        if (entry := self._entries.get(peer)) is not None:
+            entry.successes += 1
+            entry.failures = 0
+            entry.retry_s = 0.0
+            entry.last_error = ""
+
+    def failed(self, peer: PeerId, error: str, now_s: float) -> None:
+        """A dial failed: wait twice as long as last time, with jitter, up to a cap."""
+        entry = self._entries.get(peer)
+        if entry is None:
+            return
+        entry.failures += 1
+        entry.last_error = error
+        longest_s = BACK_OFF_PERMANENT_MAX_S if entry.permanent else BACK_OFF_MAX_S
+        # The exponent is capped too: 2.0 ** failures of a peer retried for ever would overflow one day.
+        delay_s = min(BACK_OFF_FIRST_S * 2.0 ** min(entry.failures - 1, 16), longest_s)
+        entry.retry_s = now_s + delay_s * self._rng.uniform(0.5, 1.0)
+
+    def failing(self) -> list[tuple[PeerId, str]]:
+        """Permanent peers whose last dial failed, with the error: what to tell a person who has no peers."""
+        return [
+            (peer, entry.last_error)
+            for peer, entry in self._entries.items()
+            if entry.permanent and entry.failures > 0
+        ]
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    # --- keeping ----------------------------------------------------------------------------------------------
+
+    async def load(self) -> None:
+        """Add the peers of earlier lives. A damaged file is reported and ignored: it holds hints only."""
+        try:
+            data = await self._disk.read(PATH)
+        except FileNotFoundError:
+            return
+        try:
+            stored = msgspec.json.decode(data, type=list[_StoredPeer])
+        except msgspec.MsgspecError as error:
+            log.warning("address book damaged, starting a new one", path=PATH, error=str(error))
+            return
+        for item in stored[: self._limits.address_book_max]:
+            self.add(PeerId(item.peer), item.addresses, "exchange")
+            if (entry := self._entries.get(PeerId(item.peer))) is not None:
+                entry.successes = item.successes
+
+    async def save(self) -> None:
+        """Write the file if it changed. Raises OSError."""
+        data = msgspec.json.format(
+            msgspec.json.encode(
+                [
+                    _StoredPeer(peer=peer, addresses=list(entry.sources), successes=entry.successes)
+                    for peer, entry in sorted(self._entries.items())
+                ]
+            )
+        )
+        if data != self._saved:
+            await self._disk.write_atomic(PATH, data, sync=False)
+            self._saved = data

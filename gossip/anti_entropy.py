@@ -1,0 +1,227 @@
+"""Reconciliation: two tables meet on one stream, compare digests, and both leave with the newest of everything.
+
+Owns SYNC_PROTOCOL and the decision when to meet whom. Never judges a notice: ``gossip.notices`` does. This is
+the only way notices travel, not a repair path beside another one, so traffic is bounded by the table
+(push-pull anti-entropy: Demers et al., "Epidemic algorithms for replicated database maintenance", 1987, section 1.3).
+
+A round is ``Probe -> InStep``, or ``Probe -> Versions -> Swap -> Notices``. One round carries a bounded number of
+notices, chosen at random when there are more; the next round carries on. Rounds are held
+
+* about once a second with a random neighbour,
+* at once with a peer we have just connected to,
+* early, when there is news: with a few neighbours for our own, with one for news that others still lack.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from types import UnionType
+from typing import TypeVar
+
+import structlog
+import trio
+
+from gossip.ledger import PeerLedger
+from gossip.messages import SYNC_PROTOCOL, Heartbeat, InStep, Notice, Notices, Probe, Swap, Version, Versions
+from gossip.notices import Key, NoticeTable, Verdict
+from p2p.errors import MalformedMessage, StreamBroken, TransportError
+from p2p.frames import receive_message, send_message
+from p2p.limits import Limits
+from p2p.transport import PeerId, PeerUp, Transport
+
+INTERVAL_S = 1.0
+"""Between regular rounds, give or take JITTER."""
+JITTER = 0.2
+EARLY_INTERVAL_S = 0.2
+EARLY_INTERVAL_PER_REGISTER_S = 0.002
+"""Early rounds keep this distance, which grows with the table: large swarms live on their regular rounds."""
+OWN_NEWS_FANOUT = 3
+RELAYED_NEWS_FANOUT = 1
+NOTICE_OVERHEAD_BYTES = 400
+"""More than a notice takes beyond its body."""
+SWAP_RESERVE_BYTES = 64 << 10
+"""Room in a frame for everything that is not a notice."""
+
+T = TypeVar("T")
+log = structlog.get_logger()
+
+
+def offer_all(notices: Iterable[Notice], sender: PeerId, table: NoticeTable, ledger: PeerLedger) -> None:
+    """Offer what ``sender`` sent to ``table``; a notice that no honest peer passes on costs the sender."""
+    for notice in notices:
+        verdict = table.offer(notice, trio.current_time())
+        if verdict.blames_sender:
+            ledger.note(sender, verdict, f"a {notice.kind!r} notice of {notice.author}")
+        elif verdict not in (Verdict.ACCEPTED, Verdict.KNOWN):
+            ledger.refusals[verdict] += 1
+
+
+class AntiEntropy:
+    """Keeps one table in step with those of the connected peers."""
+
+    def __init__(
+        self,
+        *,
+        transport: Transport,
+        notices: NoticeTable,
+        ledger: PeerLedger,
+        limits: Limits,
+        rng: random.Random,
+    ) -> None:
+        self._transport = transport
+        self._notices = notices
+        self._ledger = ledger
+        self._limits = limits
+        self._rng = rng
+        self._meeting: set[PeerId] = set()
+        self._news_fanout = 0
+        self._news = trio.Event()
+        self._told: dict[PeerId, tuple[object, ...]] = {}
+        self.rounds = 0
+        """Rounds begun here and finished."""
+        self.rounds_failed = 0
+
+    async def run(self) -> None:
+        """Serve and start rounds until cancelled."""
+        self._transport.serve(SYNC_PROTOCOL, self._answer)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._meet_regularly, nursery)
+            nursery.start_soon(self._meet_newcomers, nursery)
+            nursery.start_soon(self._watch_for_news)
+            nursery.start_soon(self._spread_news, nursery)
+
+    async def reconcile_with_all(self) -> None:
+        """One round with every neighbour at once, to say goodbye or to be up to date now."""
+        async with trio.open_nursery() as nursery:
+            for peer in self._neighbours():
+                nursery.start_soon(self._meet, peer)
+
+    # --- when to meet whom ------------------------------------------------------------------------------------
+
+    def _neighbours(self) -> list[PeerId]:
+        return sorted(peer for peer in self._transport.peers() if not self._ledger.banned(peer))
+
+    async def _meet_regularly(self, nursery: trio.Nursery) -> None:
+        while True:
+            await trio.sleep(INTERVAL_S * self._rng.uniform(1 - JITTER, 1 + JITTER))
+            self._meet_some(nursery, 1)
+
+    async def _meet_newcomers(self, nursery: trio.Nursery) -> None:
+        async for event in self._transport.peer_events():
+            # The side that dialled starts; a round serves both.
+            if isinstance(event, PeerUp) and event.outbound:
+                nursery.start_soon(self._meet, event.peer)
+
+    async def _watch_for_news(self) -> None:
+        with self._notices.changes() as changes:
+            async for key in changes:
+                if self._is_news(key):
+                    own = key[0] == self._transport.local.peer
+                    self._news_fanout = max(
+                        self._news_fanout, OWN_NEWS_FANOUT if own else RELAYED_NEWS_FANOUT
+                    )
+                    self._news.set()
+
+    def _is_news(self, key: Key) -> bool:
+        """Whether a change is worth an early round; a heartbeat that only counts on is not."""
+        author, kind = key
+        if kind != "heartbeat":
+            return self._notices.get(author, kind) is not None
+        beat = self._notices.body_of(author, kind, Heartbeat)
+        if beat is None:
+            self._told.pop(author, None)
+            return False
+        telling = (beat.head, beat.leaving, *beat.addresses)
+        changed = self._told.get(author) != telling
+        self._told[author] = telling
+        return changed
+
+    async def _spread_news(self, nursery: trio.Nursery) -> None:
+        while True:
+            await self._news.wait()
+            self._news = trio.Event()
+            fanout, self._news_fanout = self._news_fanout, 0
+            everyone_met = len(self._notices.authors()) <= 1 + len(self._neighbours())
+            if fanout > RELAYED_NEWS_FANOUT or not everyone_met:
+                self._meet_some(nursery, fanout)
+            registers = len(self._notices.versions())
+            await trio.sleep(EARLY_INTERVAL_S + EARLY_INTERVAL_PER_REGISTER_S * registers)
+
+    def _meet_some(self, nursery: trio.Nursery, count: int) -> None:
+        free = [peer for peer in self._neighbours() if peer not in self._meeting]
+        for peer in self._rng.sample(free, min(count, len(free))):
+            nursery.start_soon(self._meet, peer)
+
+    # --- one round --------------------------------------------------------------------------------------------
+
+    async def _meet(self, peer: PeerId) -> None:
+        """Hold a round with ``peer``; failures are counted and left to the next round."""
+        if peer in self._meeting:
+            return
+        self._meeting.add(peer)
+        try:
+            with trio.fail_after(self._limits.call_timeout_s):
+                stream = await self._transport.open_stream(peer, SYNC_PROTOCOL)
+                async with stream:
+                    await self._ask(peer, stream)
+            self.rounds += 1
+        except MalformedMessage as error:
+            self.rounds_failed += 1
+            self._ledger.note(peer, "malformed", error.what)
+        except (TransportError, trio.BrokenResourceError, trio.TooSlowError) as error:
+            self.rounds_failed += 1
+            log.debug("round failed", peer=peer, error=str(error))
+        finally:
+            self._meeting.discard(peer)
+
+    async def _ask(self, peer: PeerId, stream: trio.abc.HalfCloseableStream) -> None:
+        await send_message(stream, Probe(digest=self._notices.digest()))
+        match await self._receive(stream, InStep | Versions):
+            case Versions(versions=theirs):
+                swap = Swap(
+                    notices=self._some_of(self._notices.missing_from(theirs)),
+                    want=self._notices.wanted_from(theirs)[: self._limits.notices_per_swap_max],
+                )
+                await send_message(stream, swap)
+                answer = await self._receive(stream, Notices)
+                offer_all(answer.notices, peer, self._notices, self._ledger)
+
+    async def _answer(self, peer: PeerId, stream: trio.abc.HalfCloseableStream) -> None:
+        if self._ledger.banned(peer):
+            return
+        try:
+            with trio.fail_after(self._limits.call_timeout_s):
+                probe = await self._receive(stream, Probe)
+                if probe.digest == self._notices.digest():
+                    await send_message(stream, InStep())
+                    return
+                await send_message(stream, Versions(versions=self._notices.versions()))
+                swap = await self._receive(stream, Swap)
+                offer_all(swap.notices, peer, self._notices, self._ledger)
+                await send_message(stream, Notices(notices=self._some_of(self._held(swap.want))))
+        except MalformedMessage as error:
+            self._ledger.note(peer, "malformed", error.what)
+            raise
+
+    async def _receive(self, stream: trio.abc.ReceiveStream, message_type: type[T] | UnionType) -> T:
+        message = await receive_message(stream, message_type, bytes_max=self._limits.frame_bytes_max)
+        if message is None:
+            raise StreamBroken("the peer ended the round early")
+        return message
+
+    def _held(self, wanted: Iterable[Version]) -> list[Notice]:
+        found = (self._notices.get(PeerId(version.author), version.kind) for version in wanted)
+        return [notice for notice in found if notice is not None]
+
+    def _some_of(self, notices: list[Notice]) -> list[Notice]:
+        """As many as one frame carries, at random so that none is passed over for ever."""
+        self._rng.shuffle(notices)
+        room_bytes = self._limits.frame_bytes_max - SWAP_RESERVE_BYTES
+        chosen = []
+        for notice in notices[: self._limits.notices_per_swap_max]:
+            room_bytes -= len(notice.body) + NOTICE_OVERHEAD_BYTES
+            if room_bytes < 0:
+                break
+            chosen.append(notice)
+        return chosen

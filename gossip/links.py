@@ -1,0 +1,311 @@
+"""Staying connected: dial, greet, replace what is lost, let go of whom the ledger has banned.
+
+Owns HELLO_PROTOCOL and the set of greeted neighbours. Never judges a peer (``gossip.ledger``) and never picks an
+address (``gossip.address_book``). Bootstrap peers are ordinary peers that are retried for ever; a node that has
+once met the swarm does not need them.
+
+Every second, and whenever a connection comes or goes, the set of connections is compared with what is wanted:
+``links_target`` neighbours, all of our run, none banned. Even a node with enough neighbours dials one more now and
+then, so that two halves of a healed partition find each other again.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import TypeVar
+
+import msgspec
+import structlog
+import trio
+from blake3 import blake3
+
+from gossip.address_book import AddressBook, parse_peer_address
+from gossip.anti_entropy import offer_all
+from gossip.ledger import PeerLedger
+from gossip.messages import (
+    HELLO_PROTOCOL,
+    PROTOCOL_VERSION,
+    Heartbeat,
+    Hello,
+    Notices,
+    SpecBytes,
+    WantPeers,
+    WantSpec,
+)
+from gossip.notices import NoticeTable
+from p2p.errors import CallRefused, GossamerError, MalformedMessage, PeerUnreachable, TransportError
+from p2p.limits import Limits
+from p2p.rpc import call, serve_calls
+from p2p.transport import PeerDown, PeerEvent, PeerId, PeerRecord, Transport
+
+LOOK_S = 1.0
+DIALS_MAX = 8
+"""Dials in flight at once."""
+EXPLORE_S = 20.0
+"""Between dials beyond ``links_target``."""
+HELLO_WAIT_S = 15.0
+"""A connection that is not greeted by then is closed; a newcomer may be fetching the spec until then."""
+SAVE_S = 10.0
+PEERS_ASKED = 32
+REFUSALS = ("wrong-run", "version", "banned")
+"""Codes a greeting is refused with; what else a peer may write there does not become a counter's name."""
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+log = structlog.get_logger()
+
+
+async def fetch_spec(transport: Transport, peer: PeerId, run: bytes, *, timeout_s: float) -> bytes:
+    """The canonical bytes of the run spec named ``run``, from any peer that has it.
+
+    Raises TransportError, or GossamerError when the bytes are not that spec.
+    """
+    reply = await call(transport, peer, HELLO_PROTOCOL, WantSpec(run=run), SpecBytes, timeout_s=timeout_s)
+    if blake3(reply.spec).digest() != run:
+        raise GossamerError(
+            f"{peer} sent a run spec that does not match the invite",
+            why="what a swarm trains is named by the hash in its invite, so nobody has to be trusted",
+            fix="ask for an invite with other peers in it",
+        )
+    return reply.spec
+
+
+class Links:
+    """Keeps this node connected to its swarm.
+
+    ``bootstrap``: ``ADDRESS/p2p/PEER`` texts; raises AddressError for one that is not. ``spec``: the canonical
+    bytes of the run spec, whose BLAKE3 digest is ``run``.
+    """
+
+    def __init__(
+        self,
+        *,
+        transport: Transport,
+        book: AddressBook,
+        ledger: PeerLedger,
+        notices: NoticeTable,
+        run: bytes,
+        spec: bytes,
+        agent: str,
+        bootstrap: Sequence[str],
+        limits: Limits,
+        rng: random.Random,
+    ) -> None:
+        self._transport = transport
+        self._book = book
+        self._ledger = ledger
+        self._notices = notices
+        self._run = run
+        self._spec = spec
+        self._agent = agent
+        self._limits = limits
+        self._rng = rng
+        self._connected_s: dict[PeerId, float] = {}
+        self._greeted: set[PeerId] = set()
+        self._dialling: set[PeerId] = set()
+        self._wake = trio.Event()
+        self._last_refusal = ""
+        for text in bootstrap:
+            peer, address = parse_peer_address(text, chars_max=limits.address_chars_max)
+            book.add(peer, [address], "bootstrap")
+
+    @property
+    def neighbours(self) -> list[PeerId]:
+        """Connected peers of our run, sorted."""
+        return sorted(self._greeted & self._transport.peers())
+
+    @property
+    def problem(self) -> str:
+        """Why this node has no neighbours, with what is being tried; empty when it has some or expects none."""
+        if self.neighbours:
+            return ""
+        if self._last_refusal:
+            return self._last_refusal
+        return "; ".join(
+            f"no answer from bootstrap peer {peer}: {error}" for peer, error in self._book.failing()
+        )
+
+    async def run(self) -> None:
+        """Serve greetings and keep the links until cancelled."""
+        self._ledger.on_ban(lambda peer, problem: self._wake.set())
+        serve_calls(
+            self._transport,
+            HELLO_PROTOCOL,
+            Hello | WantSpec | WantPeers,
+            self._answer,
+            limits=self._limits,
+            on_malformed=lambda peer, error: self._ledger.note(peer, "malformed", error.what),
+        )
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._follow_events, self._transport.peer_events())
+            nursery.start_soon(self._keep, nursery)
+            nursery.start_soon(self._explore, nursery)
+            nursery.start_soon(self._learn_addresses)
+            nursery.start_soon(self._save_regularly)
+
+    async def reach(self, peer: PeerId) -> None:
+        """Connect to ``peer`` if it is not connected. Raises PeerUnreachable."""
+        if peer in self._transport.peers():
+            return
+        record = self._book.record(peer)
+        if record is None or self._ledger.banned(peer):
+            raise PeerUnreachable(f"{peer} is {'banned' if record else 'at no known address'}")
+        await self._dial(record)
+        if peer not in self._transport.peers():
+            raise PeerUnreachable(f"{peer} did not answer at {', '.join(record.addresses)}")
+
+    # --- the set of links -------------------------------------------------------------------------------------
+
+    async def _follow_events(self, events: trio.MemoryReceiveChannel[PeerEvent]) -> None:
+        async for event in events:
+            if isinstance(event, PeerDown):
+                self._forget(event.peer)
+                log.info("disconnected", peer=event.peer, reason=event.reason)
+            self._wake.set()
+
+    def _forget(self, peer: PeerId) -> None:
+        self._connected_s.pop(peer, None)
+        self._greeted.discard(peer)
+
+    async def _keep(self, nursery: trio.Nursery) -> None:
+        while True:
+            self._wake = trio.Event()
+            for peer in self._connected_s.keys() - self._transport.peers():
+                self._forget(peer)
+            await self._part_with_unwelcome()
+            for peer in sorted(self._transport.peers() - self._connected_s.keys()):
+                self._connected_s[peer] = trio.current_time()
+                nursery.start_soon(self._greet, peer)
+            lacking = self._limits.links_target - len(self._transport.peers() | self._dialling)
+            self._dial_some(nursery, lacking)
+            with trio.move_on_after(LOOK_S):
+                await self._wake.wait()
+
+    async def _explore(self, nursery: trio.Nursery) -> None:
+        while True:
+            await trio.sleep(EXPLORE_S * self._rng.uniform(0.5, 1.5))
+            if len(self._transport.peers()) < self._limits.peers_max // 2:
+                self._dial_some(nursery, 1)
+
+    def _dial_some(self, nursery: trio.Nursery, count: int) -> None:
+        busy = self._transport.peers() | self._dialling
+        for record in self._book.due(
+            min(count, DIALS_MAX - len(self._dialling)), exclude=busy, now_s=trio.current_time()
+        ):
+            if not self._ledger.banned(record.peer):
+                self._dialling.add(record.peer)
+                nursery.start_soon(self._dial, record)
+
+    async def _dial(self, record: PeerRecord) -> None:
+        self._dialling.add(record.peer)
+        try:
+            await self._transport.connect(record)
+        except TransportError as error:
+            self._book.failed(record.peer, error.what, trio.current_time())
+        finally:
+            self._dialling.discard(record.peer)
+
+    async def _part_with_unwelcome(self) -> None:
+        now_s = trio.current_time()
+        for peer in sorted(self._transport.peers()):
+            if self._ledger.banned(peer):
+                await self._transport.disconnect(peer, f"banned: {self._ledger.last_problem(peer)}")
+            elif peer not in self._greeted and now_s - self._connected_s.get(peer, now_s) > HELLO_WAIT_S:
+                await self._transport.disconnect(peer, "no greeting")
+
+    # --- greeting ---------------------------------------------------------------------------------------------
+
+    def _hello(self) -> Hello:
+        addresses = self._transport.local.addresses[: self._limits.addresses_per_peer_max]
+        return Hello(run=self._run, version=PROTOCOL_VERSION, agent=self._agent, addresses=list(addresses))
+
+    async def _greet(self, peer: PeerId) -> None:
+        try:
+            theirs = await self._ask(peer, self._hello(), Hello)
+            self._check(theirs)
+        except CallRefused as refused:
+            self._last_refusal = f"{peer} refused us: {refused.what}"
+            await self._part(peer, refused.code if refused.code in REFUSALS else "refused", refused.what)
+        except MalformedMessage as error:
+            await self._part(peer, "malformed", error.what)
+        except TransportError as error:
+            self._book.failed(peer, error.what, trio.current_time())
+            await self._transport.disconnect(peer, f"no greeting: {error.what}")
+        else:
+            self._welcome(peer, theirs)
+            if len(self._transport.peers()) < self._limits.links_target:
+                await self._ask_for_peers(peer)
+
+    async def _part(self, peer: PeerId, reason: str, detail: str) -> None:
+        self._ledger.note(peer, reason, detail)
+        self._book.failed(peer, detail, trio.current_time())
+        await self._transport.disconnect(peer, detail)
+
+    def _check(self, hello: Hello) -> None:
+        if hello.run != self._run:
+            raise CallRefused(
+                "wrong-run", f"one side is in run {self._run.hex()[:12]}, the other in {hello.run.hex()[:12]}"
+            )
+        if hello.version != PROTOCOL_VERSION:
+            raise CallRefused(
+                "version", f"one side speaks version {PROTOCOL_VERSION}, the other {hello.version}"
+            )
+
+    def _welcome(self, peer: PeerId, hello: Hello) -> None:
+        self._book.add(peer, hello.addresses, "hello")
+        self._book.succeeded(peer)
+        self._last_refusal = ""
+        if peer not in self._greeted:
+            self._greeted.add(peer)
+            log.info("connected", peer=peer, agent=hello.agent)
+
+    async def _ask_for_peers(self, peer: PeerId) -> None:
+        """Peer exchange: heartbeats carry their authors' signed addresses, and go through the table's checks."""
+        try:
+            known = await self._ask(peer, WantPeers(count=PEERS_ASKED), Notices)
+        except (TransportError, MalformedMessage):
+            return
+        offer_all(known.notices, peer, self._notices, self._ledger)
+
+    async def _ask(self, peer: PeerId, request: msgspec.Struct, reply_type: type[T]) -> T:
+        return await call(
+            self._transport, peer, HELLO_PROTOCOL, request, reply_type, timeout_s=self._limits.call_timeout_s
+        )
+
+    async def _answer(
+        self, peer: PeerId, request: Hello | WantSpec | WantPeers
+    ) -> Hello | SpecBytes | Notices:
+        if self._ledger.banned(peer):
+            raise CallRefused("banned", f"for a while: {self._ledger.last_problem(peer)}")
+        match request:
+            case Hello():
+                self._check(request)
+                self._welcome(peer, request)
+                return self._hello()
+            case WantSpec(run=run):
+                if run != self._run:
+                    raise CallRefused("wrong-run", f"this peer is in run {self._run.hex()[:12]}")
+                return SpecBytes(spec=self._spec)
+            case WantPeers(count=count):
+                authors = self._notices.authors()
+                chosen = self._rng.sample(authors, min(count, len(authors)))
+                beats = (self._notices.get(author, "heartbeat") for author in chosen)
+                return Notices(notices=[beat for beat in beats if beat is not None])
+
+    # --- addresses --------------------------------------------------------------------------------------------
+
+    async def _learn_addresses(self) -> None:
+        with self._notices.changes() as changes:
+            async for author, kind in changes:
+                beat = self._notices.body_of(author, "heartbeat", Heartbeat) if kind == "heartbeat" else None
+                if beat is not None and self._book.add(author, beat.addresses, "heartbeat"):
+                    self._wake.set()
+
+    async def _save_regularly(self) -> None:
+        while True:
+            await trio.sleep(SAVE_S)
+            try:
+                await self._book.save()
+            except OSError as error:
+                log.warning("address book not saved", error=error.strerror)
