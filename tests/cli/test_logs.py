@@ -1,0 +1,60 @@
+"""Log lines: JSON for machines, short peer ids for people, and a file that can be rotated."""
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import structlog
+
+from node.config import NodeConfig
+from node.logs import set_up_logging
+from p2p.identity import Identity
+
+PEER = Identity.generate().peer
+
+
+@pytest.fixture(autouse=True)
+def undo() -> Iterator[None]:
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    yield
+    structlog.reset_defaults()
+    root.setLevel(level)
+    root.handlers[:] = handlers
+
+
+def test_json_keeps_everything(capsys: pytest.CaptureFixture[str]) -> None:
+    set_up_logging(NodeConfig(log_format="json"))
+    structlog.get_logger().info("peer up", peer=PEER, outbound=True)
+    line = json.loads(capsys.readouterr().err)
+    assert line.pop("ts").endswith("Z")
+    assert line == {"event": "peer up", "level": "info", "peer": PEER, "outbound": True}
+
+
+def test_the_console_shortens_peer_ids(capsys: pytest.CaptureFixture[str]) -> None:
+    set_up_logging(NodeConfig(log_format="console"))
+    structlog.get_logger().warning("peer down", peer=PEER, others=[PEER], reason=f"dial of {PEER} failed")
+    text = capsys.readouterr().err
+    assert PEER not in text
+    assert text.count(PEER[-8:]) == 3
+
+
+def test_the_level_holds_and_libraries_come_through(capsys: pytest.CaptureFixture[str]) -> None:
+    set_up_logging(NodeConfig(log_format="json", log_level="warning"))
+    structlog.get_logger().info("not worth a line")
+    logging.getLogger("some.library").warning("disk is %s", "full")
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [(line["event"], line["logger"]) for line in lines] == [("disk is full", "some.library")]
+
+
+def test_a_rotated_file_is_opened_anew(tmp_path: Path) -> None:
+    file = tmp_path / "node.log"
+    sink = set_up_logging(NodeConfig(log_format="json", log_file=file))
+    structlog.get_logger().info("before")
+    file.rename(tmp_path / "node.log.1")
+    sink.reopen()
+    structlog.get_logger().info("after")
+    assert json.loads((tmp_path / "node.log.1").read_text())["event"] == "before"
+    assert json.loads(file.read_text())["event"] == "after"
