@@ -1,0 +1,425 @@
+"""One attempt at a link, as its proposer sees it: call, plan, accept, conclude. IO-free.
+
+Owns the order of the phases, when each is over, and what is proposed. Every method is an event and returns effects
+for the shell in ``gossip.merging`` to carry out: messages to send (the proposer itself included), deadlines, sums
+to recompute, and the end. Replies and deadlines of phases that are over are recognised by their stage and ignored.
+
+* *Calling*: promises and contributions are collected from everybody alive. With promises of a quorum, a record
+  that some member has already accepted is proposed again (the one of the highest ballot); without one, plan.
+* *Planning*: the owners sum. Whoever does not answer or whose inputs do not arrive is left out, and the smaller
+  list is planned anew, until every fragment has a result under one list. The list only ever shrinks.
+* *Accepting*: the record is decided once a quorum has acknowledged it under this ballot.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from gossip.merge_pace import MergePace
+from gossip.merge_record import (
+    Link,
+    RecordRefused,
+    check_acknowledgement,
+    check_contributions,
+    check_record,
+    electorate,
+    next_roster,
+    owners,
+    quorum,
+    record_hash,
+)
+from gossip.messages import (
+    AcceptedRecord,
+    Acknowledgement,
+    Ballot,
+    CommittedRecord,
+    MergeAccept,
+    MergeCall,
+    MergeOffer,
+    MergePlan,
+    MergeRecord,
+    MergeResults,
+    Outbid,
+    ShardRef,
+    SignedContribution,
+)
+from p2p.identity import Signer
+from p2p.transport import PeerId
+
+HOLDERS_MAX = 16
+"""Known holders of the results that a MergeAccept names."""
+OWNER_MARGIN = 0.8
+"""Owners get this part of the proposer's own wait, so that they report what is missing before it is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Send ``request`` to ``peer``; the reply, or its absence, comes back with ``stage``."""
+
+    peer: PeerId
+    request: MergeCall | MergePlan | MergeAccept
+    stage: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Report the deadline of ``stage`` after ``seconds``."""
+
+    stage: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Recompute:
+    """Owners disagree about ``fragment``: sum it here, and report."""
+
+    fragment: int
+    contributors: tuple[SignedContribution, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """A peer broke a rule; ``code`` is for the ledger."""
+
+    peer: PeerId
+    code: str
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Concluded:
+    """The link is decided."""
+
+    committed: CommittedRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The attempt came to nothing, and why; ``outbid`` is the highest ballot it lost against, if any."""
+
+    why: str
+    outbid: Ballot | None
+
+
+Effect = Ask | Wait | Recompute | Suspect | Concluded | Failed
+Phase = Literal["calling", "planning", "accepting", "over"]
+
+
+class Proposal:
+    """One ballot of one proposer for one link."""
+
+    def __init__(
+        self,
+        *,
+        link: Link,
+        ballot: Ballot,
+        point: int,
+        alive: Collection[PeerId],
+        absent: Collection[PeerId],
+        fragments: int,
+        replicas: int,
+        pace: MergePace,
+        signer: Signer,
+    ) -> None:
+        self._link = link
+        self._ballot = ballot
+        self._point = point
+        self._alive = frozenset(alive)
+        self._absent = sorted(absent)
+        self._fragments = fragments
+        self._replicas = replicas
+        self._pace = pace
+        self._signer = signer
+
+        self._phase: Phase = "calling"
+        self._stage = 0
+        self._awaited: set[PeerId] = set()
+        """Whose reply the present phase waits for."""
+        self._voters = self._alive if link.is_genesis else link.voters(self._absent)
+        self.called = self._alive | self._voters
+        """Everybody this attempt concerns: the members alive and the electorate."""
+        self._outbid: Ballot | None = None
+
+        self._promised: set[PeerId] = set()
+        self._offers: dict[PeerId, SignedContribution] = {}
+        self._accepted: dict[PeerId, AcceptedRecord] = {}
+
+        self._contributors: list[SignedContribution] = []
+        self._owners: list[list[PeerId]] = []
+        self._sums: dict[int, dict[PeerId, ShardRef]] = {}
+        self._missing: set[tuple[PeerId, PeerId]] = set()
+        """(owner, contributor): this owner could not get or use that contributor's inputs."""
+        self._disputed: set[int] = set()
+        self._settled: dict[int, ShardRef] = {}
+
+        self._record: MergeRecord | None = None
+        self._record_hash = b""
+        self._acknowledgements: dict[PeerId, Acknowledgement] = {}
+
+    # --- events -----------------------------------------------------------------------------------------------
+
+    def start(self) -> list[Effect]:
+        """Call everybody."""
+        call = MergeCall(
+            parent=self._link.parent,
+            height=self._link.height,
+            point=self._point,
+            ballot=self._ballot,
+            absent=list(self._absent),
+        )
+        # Members believed dead may still vote, but nobody waits for them once there is a quorum without.
+        self._awaited = set(self.called)
+        return [*self._ask(sorted(self.called), call), Wait(self._stage, self._pace.call_s())]
+
+    def answered(self, peer: PeerId, stage: int, reply: object) -> list[Effect]:
+        """``peer`` answered what it was asked in ``stage``."""
+        if stage != self._stage or peer not in self._awaited:
+            return []
+        self._awaited.discard(peer)
+        try:
+            match self._phase, reply:
+                case "calling", MergeOffer():
+                    self._take_offer(peer, reply)
+                case "planning", MergeResults():
+                    self._take_results(peer, reply)
+                case "accepting", Acknowledgement():
+                    self._take_acknowledgement(peer, reply)
+                case _, Outbid():
+                    self._outbid = max(reply.ballot, self._outbid or reply.ballot)
+        except RecordRefused as refused:
+            return [Suspect(peer, refused.code, refused.what), *self._move_on()]
+        return self._move_on()
+
+    def unanswered(self, peer: PeerId, stage: int) -> list[Effect]:
+        """``peer`` will not answer what it was asked in ``stage``: it declined, or the call broke."""
+        if stage != self._stage or peer not in self._awaited:
+            return []
+        self._awaited.discard(peer)
+        return self._move_on()
+
+    def deadline(self, stage: int) -> list[Effect]:
+        """The wait of ``stage`` is over; who has not answered is not waited for any more."""
+        if stage != self._stage:
+            return []
+        if self._awaited & self._alive:
+            self._pace.missed()
+        self._awaited.clear()
+        return self._move_on()
+
+    def recomputed(self, fragment: int, result: ShardRef | None) -> list[Effect]:
+        """What this member computed for a disputed fragment; None when it could not."""
+        if self._phase != "planning" or fragment not in self._disputed:
+            return []
+        if result is None:
+            return self._fail(
+                f"owners disagree about fragment {fragment} and it could not be recomputed here"
+            )
+        self._settled[fragment] = result
+        if self._settled.keys() < self._disputed:
+            return []
+        wrong: list[Effect] = [
+            Suspect(owner, "equivocation", f"a wrong sum for fragment {fragment}")
+            for fragment in sorted(self._disputed)
+            for owner, ref in sorted(self._sums[fragment].items())
+            if ref != self._settled[fragment]
+        ]
+        return [*wrong, *self._propose_sums()]
+
+    # --- calling ----------------------------------------------------------------------------------------------
+
+    def _take_offer(self, peer: PeerId, offer: MergeOffer) -> None:
+        if offer.contribution is not None:
+            _require(offer.contribution.peer == peer, "a contribution in another peer's name")
+            check_contributions(
+                self._link.run, self._link.parent, [offer.contribution], self._fragments, self._signer
+            )
+        if offer.accepted is not None:
+            _require(offer.accepted.ballot < self._ballot, "a record accepted in the future")
+            check_record(offer.accepted.record, self._link, self._fragments, self._signer)
+            self._accepted[peer] = offer.accepted
+        if offer.contribution is not None and peer not in self._absent:
+            self._offers[peer] = offer.contribution
+        self._promised.add(peer)
+
+    def _end_call(self) -> list[Effect]:
+        if self._accepted:
+            newest = max(self._accepted.values(), key=lambda accepted: accepted.ballot)
+            holders = [peer for peer, accepted in self._accepted.items() if accepted.record == newest.record]
+            return self._propose(newest.record, holders=sorted(holders)[:HOLDERS_MAX])
+        self._contributors = [self._offers[peer] for peer in sorted(self._offers)]
+        return self._plan()
+
+    # --- planning ---------------------------------------------------------------------------------------------
+
+    def _plan(self) -> list[Effect]:
+        if not self._contributors:
+            return self._fail("nobody's weights could be had")
+        self._phase = "planning"
+        self._stage += 1
+        self._sums = {fragment: {} for fragment in range(self._fragments)}
+        self._missing.clear()
+        names = [contribution.peer for contribution in self._contributors]
+        self._owners = owners(self._link.parent, names, self._fragments, self._replicas)
+        self._awaited = {owner for per_fragment in self._owners for owner in per_fragment}
+        wait_s = self._pace.transfer_s(
+            max(sum(ref.size for ref in contribution.inputs) for contribution in self._contributors)
+        )
+        plan = MergePlan(
+            parent=self._link.parent,
+            ballot=self._ballot,
+            contributors=self._contributors,
+            timeout_s=OWNER_MARGIN * wait_s,
+        )
+        return [*self._ask(sorted(self._awaited), plan), Wait(self._stage, wait_s)]
+
+    def _take_results(self, owner: PeerId, results: MergeResults) -> None:
+        contributors = {contribution.peer for contribution in self._contributors}
+        _require(contributors.issuperset(results.missing), "a stranger reported missing")
+        for result in results.results:
+            owned = result.fragment < self._fragments and owner in self._owners[result.fragment]
+            _require(owned, "a result for another owner's fragment")
+        self._missing |= {(owner, PeerId(peer)) for peer in results.missing if peer != owner}
+        for result in results.results:
+            self._sums[result.fragment][owner] = result.shard
+
+    def _end_plan(self) -> list[Effect]:
+        if not all(self._sums.values()):
+            self._contributors = self._without_the_unreliable()
+            return self._plan()
+        self._disputed = {fragment for fragment, sums in self._sums.items() if len(set(sums.values())) > 1}
+        if self._disputed:
+            self._stage += 1
+            contributors = tuple(self._contributors)
+            return [Recompute(fragment, contributors) for fragment in sorted(self._disputed)]
+        return self._propose_sums()
+
+    def _without_the_unreliable(self) -> list[SignedContribution]:
+        """The contributors of the next plan, strictly fewer than of this one."""
+        dropped = {
+            owner
+            for fragment, per_fragment in enumerate(self._owners)
+            for owner in per_fragment
+            # Nothing delivered and nobody to blame for it: the owner itself did not answer.
+            if owner not in self._sums[fragment]
+            and not any(owner == reporter for reporter, _ in self._missing)
+        }
+        dropped |= cover(edge for edge in self._missing if not dropped.intersection(edge))
+        return [contribution for contribution in self._contributors if contribution.peer not in dropped]
+
+    def _propose_sums(self) -> list[Effect]:
+        results = [
+            self._settled.get(fragment) or next(iter(self._sums[fragment].values()))
+            for fragment in range(self._fragments)
+        ]
+        names = [contribution.peer for contribution in self._contributors]
+        record = MergeRecord(
+            run=self._link.run,
+            parent=self._link.parent,
+            height=self._link.height,
+            point=self._point,
+            ballot=self._ballot,
+            contributors=self._contributors,
+            results=results,
+            roster=next_roster(self._link, names, founders=self._alive),
+            absent=list(self._absent),
+            participants_total=self._link.participants_total + len(names),
+        )
+        return self._propose(record, holders=[])
+
+    # --- accepting --------------------------------------------------------------------------------------------
+
+    def _propose(self, record: MergeRecord, holders: Sequence[PeerId]) -> list[Effect]:
+        self._phase = "accepting"
+        self._stage += 1
+        self._record, self._record_hash = record, record_hash(record)
+        self._voters = electorate(record, self._link)
+        self._awaited = set(self._voters)
+        wait_s = self._pace.transfer_s(sum(ref.size for ref in record.results))
+        accept = MergeAccept(
+            ballot=self._ballot,
+            record=record,
+            holders=list(holders),
+            disputed=sorted(self._disputed),
+            timeout_s=OWNER_MARGIN * wait_s,
+        )
+        asked = self._voters | {PeerId(contribution.peer) for contribution in record.contributors}
+        return [*self._ask(sorted(asked), accept), Wait(self._stage, wait_s)]
+
+    def _take_acknowledgement(self, peer: PeerId, acknowledgement: Acknowledgement) -> None:
+        _require(acknowledgement.peer == peer, "an acknowledgement in another peer's name")
+        check_acknowledgement(acknowledgement, self._link.run, self._record_hash, self._ballot, self._signer)
+        self._acknowledgements[peer] = acknowledgement
+
+    def _conclude(self) -> list[Effect]:
+        assert self._record is not None
+        self._phase = "over"
+        acknowledgements = [self._acknowledgements[peer] for peer in sorted(self._acknowledgements)]
+        return [
+            Concluded(
+                CommittedRecord(record=self._record, ballot=self._ballot, acknowledgements=acknowledgements)
+            )
+        ]
+
+    # --- all phases -------------------------------------------------------------------------------------------
+
+    def _ask(self, peers: Iterable[PeerId], request: MergeCall | MergePlan | MergeAccept) -> list[Effect]:
+        return [Ask(peer, request, self._stage) for peer in peers]
+
+    def _move_on(self) -> list[Effect]:
+        match self._phase:
+            case "calling":
+                return self._call_progress()
+            case "planning" if not self._awaited:
+                return self._end_plan()
+            case "accepting":
+                return self._accept_progress()
+            case _:
+                return []
+
+    def _call_progress(self) -> list[Effect]:
+        promised, needed = len(self._promised & self._voters), quorum(self._voters)
+        if promised >= needed and not self._awaited & self._alive:
+            return self._end_call()
+        if promised + len(self._awaited & self._voters) < needed:
+            return self._fail(
+                f"{promised} of the {needed} promises needed, {len(self._voters)} members count"
+            )
+        return []
+
+    def _accept_progress(self) -> list[Effect]:
+        acknowledged, needed = len(self._acknowledgements), quorum(self._voters)
+        if acknowledged >= needed:
+            return self._conclude()
+        if acknowledged + len(self._awaited) < needed:
+            return self._fail(f"{acknowledged} of the {needed} acknowledgements needed")
+        return []
+
+    def _fail(self, why: str) -> list[Effect]:
+        self._phase = "over"
+        self._stage += 1
+        return [Failed(why, self._outbid)]
+
+
+def cover(edges: Iterable[tuple[PeerId, PeerId]]) -> set[PeerId]:
+    """Peers that together touch every (reporter, missing) edge, found greedily: whoever is in most edges first.
+
+    One report against many is the reporter's trouble, many reports against one that one's; a single report is
+    held against the peer that was missing.
+    """
+    left = set(edges)
+    chosen: set[PeerId] = set()
+    while left:
+        reports = Counter(peer for edge in left for peer in edge)
+        accused = Counter(missing for _, missing in left)
+        worst = max(sorted(reports), key=lambda peer: (reports[peer], accused[peer]))
+        chosen.add(worst)
+        left = {edge for edge in left if worst not in edge}
+    return chosen
+
+
+def _require(holds: bool, what: str) -> None:
+    if not holds:
+        raise RecordRefused("malformed", what)
