@@ -1,0 +1,162 @@
+"""The notice table: converges whatever the order, and holds nothing unchecked."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gossip.messages import Fragments, Notice
+from gossip.notices import AUTHOR_SILENCE_S, PURPOSE, NoticeTable, Verdict
+from p2p.codec import encode
+from p2p.limits import DEFAULT_LIMITS, Limits
+from tests.gossip.world import IDENTITIES, OTHER_RUN, RUN, heartbeat
+
+ALICE, BOB, CAROL = IDENTITIES[:3]
+
+
+def table(identity=ALICE, *, run=RUN, incarnation=1, limits=DEFAULT_LIMITS):
+    return NoticeTable(signer=identity, run=run, incarnation=incarnation, limits=limits)
+
+
+def _history():
+    """Notices of three authors over two lives each, equivocations included: the pool schedules draw from."""
+    notices = []
+    for author in (ALICE, BOB, CAROL):
+        for incarnation in (1, 2):
+            said = table(author, incarnation=incarnation)
+            notices += [said.publish("heartbeat", heartbeat(step=step)) for step in range(3)]
+            notices.append(said.publish("fragments", Fragments(entries=[])))
+        twin = table(author, incarnation=2)
+        notices.append(twin.publish("heartbeat", heartbeat(agent="twin")))
+    return notices
+
+
+HISTORY = _history()
+
+
+@given(st.permutations(range(len(HISTORY))), st.lists(st.sampled_from(range(len(HISTORY)))))
+def test_tables_that_saw_the_same_notices_are_equal(order, repeats):
+    reference, shuffled = table(IDENTITIES[3]), table(IDENTITIES[4])
+    for index in range(len(HISTORY)):
+        reference.offer(HISTORY[index], 0.0)
+    for index in [*repeats, *order, *repeats]:
+        shuffled.offer(HISTORY[index], 0.0)
+    assert shuffled.digest() == reference.digest()
+    assert shuffled.versions() == reference.versions()
+
+
+@given(st.lists(st.sampled_from(range(len(HISTORY)))), st.lists(st.sampled_from(range(len(HISTORY)))))
+def test_one_exchange_of_differences_makes_two_tables_equal(left_seen, right_seen):
+    left, right = table(IDENTITIES[3]), table(IDENTITIES[4])
+    for seen, side in ((left_seen, left), (right_seen, right)):
+        for index in seen:
+            side.offer(HISTORY[index], 0.0)
+    wanted = {(v.author, v.kind) for v in left.wanted_from(right.versions())}
+    assert wanted == {(n.author, n.kind) for n in right.missing_from(left.versions())}
+    for_left, for_right = right.missing_from(left.versions()), left.missing_from(right.versions())
+    for notice in for_left:
+        assert left.offer(notice, 0.0) is Verdict.ACCEPTED
+    for notice in for_right:
+        right.offer(notice, 0.0)
+    assert left.digest() == right.digest()
+    assert not left.missing_from(right.versions())
+    assert not left.wanted_from(right.versions())
+
+
+def _forgeries():
+    """Hostile variants of one genuine notice of BOB's, and what must become of each."""
+    genuine = table(BOB).publish("heartbeat", heartbeat())
+
+    def signed(**changes: object) -> Notice:
+        changed = msgspec.structs.replace(genuine, **changes)
+        return msgspec.structs.replace(changed, signature=BOB.sign(PURPOSE, table(BOB)._claim_bytes(changed)))
+
+    return {
+        "someone else's name": (msgspec.structs.replace(genuine, author=CAROL.peer), Verdict.SIGNATURE),
+        "a later sequence": (msgspec.structs.replace(genuine, sequence=9), Verdict.SIGNATURE),
+        "a later incarnation": (msgspec.structs.replace(genuine, incarnation=9), Verdict.SIGNATURE),
+        "another body": (
+            msgspec.structs.replace(genuine, body=encode(heartbeat(step=7))),
+            Verdict.SIGNATURE,
+        ),
+        "another run": (table(BOB, run=OTHER_RUN).publish("heartbeat", heartbeat()), Verdict.SIGNATURE),
+        "not a peer id": (msgspec.structs.replace(genuine, author="0" * 52), Verdict.SIGNATURE),
+        "garbage for a body": (signed(body=b"\xff" * 8), Verdict.MALFORMED),
+        "a body of another kind": (signed(kind="fragments"), Verdict.MALFORMED),
+        "an unknown kind": (signed(kind="rumour"), Verdict.UNKNOWN_KIND),
+        "too large": (signed(body=bytes(12 << 10)), Verdict.OVERSIZED),
+    }
+
+
+@pytest.mark.parametrize("forgery", _forgeries())
+def test_hostile_notices_leave_no_trace(forgery):
+    notice, expected = _forgeries()[forgery]
+    held = table(limits=Limits(notice_bytes_max=8 << 10))
+    before = held.digest()
+    assert held.offer(notice, 0.0) is expected
+    assert held.digest() == before
+    assert held.authors() == []
+
+
+def test_replays_are_known_not_news():
+    bob = table(BOB)
+    first, second = (bob.publish("heartbeat", heartbeat(step=step)) for step in (1, 2))
+    held = table()
+    assert [held.offer(n, 0.0) for n in (second, first, second)] == [
+        Verdict.ACCEPTED,
+        Verdict.KNOWN,
+        Verdict.KNOWN,
+    ]
+    assert held.get(BOB.peer, "heartbeat") == second
+
+
+def test_own_notice_from_a_forgotten_life_makes_the_incarnation_jump():
+    forgotten = table(incarnation=40)
+    returned = [forgotten.publish("heartbeat", heartbeat(step=step)) for step in range(5)][-1]
+    restored = table(incarnation=7)
+    restored.publish("heartbeat", heartbeat(step=3))
+    other = table(BOB)
+    other.offer(returned, 0.0)
+
+    assert restored.offer(returned, 0.0) is Verdict.ACCEPTED
+
+    assert restored.incarnation == 41
+    assert restored.statistics().incarnation_jumps == 1
+    now_said = restored.get(ALICE.peer, "heartbeat")
+    assert now_said is not None
+    assert other.offer(now_said, 0.0) is Verdict.ACCEPTED
+    assert other.body_of(ALICE.peer, "heartbeat", type(heartbeat())).step == 3
+
+
+def test_full_table_keeps_the_living_and_drops_the_longest_silent():
+    held = table(limits=Limits(members_max=3))
+    bob, carol, dave = (table(identity).publish("heartbeat", heartbeat()) for identity in IDENTITIES[1:4])
+    assert held.offer(bob, 0.0) is Verdict.ACCEPTED
+    assert held.offer(carol, 5.0) is Verdict.ACCEPTED
+    assert held.offer(dave, 10.0) is Verdict.TABLE_FULL
+    assert held.offer(dave, AUTHOR_SILENCE_S) is Verdict.ACCEPTED
+    assert held.authors() == [CAROL.peer, IDENTITIES[3].peer]
+
+
+async def test_change_feed_coalesces_and_starts_with_what_is_held():
+    held = table()
+    held.publish("heartbeat", heartbeat())
+    seen = []
+    with held.changes() as changes:
+        for step in range(100):
+            held.publish("heartbeat", heartbeat(step=step))
+        held.publish("fragments", Fragments(entries=[]))
+        with trio.fail_after(1):
+            seen = [await anext(changes), await anext(changes)]
+        with trio.move_on_after(0.01) as nothing_more:
+            await anext(changes)
+    assert seen == [(ALICE.peer, "heartbeat"), (ALICE.peer, "fragments")]
+    assert nothing_more.cancelled_caught
+
+
+def test_publishing_too_much_is_refused():
+    with pytest.raises(ValueError, match="limit"):
+        table(limits=Limits(notice_bytes_max=300)).publish("heartbeat", heartbeat())
