@@ -16,6 +16,7 @@ import heapq
 import itertools
 import math
 import random
+import zlib
 from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass, replace
 
@@ -167,6 +168,12 @@ class SimNetwork:
         return self._links.setdefault((source, target), _Link(replace(self._default_link)))
 
 
+def address_of(peer: PeerId) -> str:
+    """The address of a simulated host: an ordinary multiaddr, the same whenever the host comes up again."""
+    number = zlib.crc32(peer.encode())
+    return f"/ip4/10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}/tcp/4100"
+
+
 def _expire(
     network: SimNetwork, source: PeerId, target: PeerId, held: list[tuple[int, Callable[[], None]]]
 ) -> Callable[[], None]:
@@ -298,7 +305,7 @@ class SimHost:
         self.network = network
         self.meter = Meter()
         self.protocols = Protocols(network.limits, nursery)
-        self._local = PeerRecord(peer, (f"/sim/{peer}",))
+        self._local = PeerRecord(peer, (address_of(peer),))
         self._nursery = nursery
         self._events = PeerEvents(network.limits.peer_events_max)
         self._sides: dict[PeerId, _Side] = {}
