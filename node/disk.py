@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 import trio
 
 _TEMPORARY_SUFFIX = ".part"
+_Listing = list[tuple[str, int]]
 
 
 class LocalDisk:
@@ -35,7 +36,7 @@ class LocalDisk:
         """Remove ``path`` if it is there."""
         await trio.to_thread.run_sync(_unlink, self._inside(path))
 
-    async def list(self, folder: str) -> list[tuple[str, int]]:
+    async def list(self, folder: str) -> _Listing:
         """(path, bytes) of the files directly in ``folder``; leftovers of interrupted writes are removed."""
         return await trio.to_thread.run_sync(self._list, folder)
 
@@ -50,7 +51,7 @@ class LocalDisk:
             raise ValueError(f"{path!r} is not a path inside the disk")
         return self._root.joinpath(*parts)
 
-    def _list(self, folder: str) -> list[tuple[str, int]]:
+    def _list(self, folder: str) -> _Listing:
         found = []
         try:
             with os.scandir(self._inside(folder)) as entries:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 import structlog
+from msgspec.structs import replace
 
 from gossip.disk import Disk
 
@@ -23,6 +24,8 @@ class NodeState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Grows by one with every start."""
     tokens_at_anchor: int = 0
     """Tokens trained on when the last merge was adopted: what this node's next merge weight counts from."""
+    anchor: str = ""
+    """Hash, in hex, of the merge record whose anchor the newest checkpoint builds on; empty before the first."""
 
 
 async def begin_life(disk: Disk, *, wall_time_s: float) -> NodeState:
@@ -37,7 +40,7 @@ async def begin_life(disk: Disk, *, wall_time_s: float) -> NodeState:
     except msgspec.MsgspecError as error:
         log.warning("node state damaged, starting a new count", path=PATH, error=str(error))
         state = NodeState(incarnation=int(wall_time_s))
-    state = NodeState(incarnation=state.incarnation + 1, tokens_at_anchor=state.tokens_at_anchor)
+    state = replace(state, incarnation=state.incarnation + 1)
     await save_state(disk, state)
     return state
 

@@ -1,0 +1,1 @@
+"""What Gossamer costs, as ratios against a baseline measured in the same run on the same machine."""

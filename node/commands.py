@@ -1,0 +1,173 @@
+"""What a person may ask of a running node: the handlers behind the control socket.
+
+Owns the translation between control requests (``node.control``) and the node's parts. Every handler either answers
+or raises a GossamerError that says what to do; none of them can stop training for longer than one slice, except
+``evaluate`` and ``sample``, which need the model.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import trio
+from p2p.invite import Invite
+
+from node.control import (
+    Evaluate,
+    Export,
+    GetSpec,
+    GetStatus,
+    Handler,
+    MakeInvite,
+    MergeNow,
+    Sample,
+    Stop,
+)
+from node.describe import describe
+from node.node import Node
+from node.status import MergeReport, NodeStatus
+from p2p.errors import GossamerError
+from training.export import export_safetensors
+from training.merge_math import weights_hash
+from training.run_spec import canonical_bytes, spec_as_toml
+
+MERGE_NOW_TIMEOUT_S = 120.0
+
+
+class Commands:
+    """The handlers of one node. ``name`` is what people call it; ``stop_now`` ends the process at once."""
+
+    def __init__(self, node: Node, *, name: str, stop_now: Any) -> None:
+        self._node = node
+        self._name = name
+        self._stop_now = stop_now
+
+    def handlers(self) -> dict[str, Handler]:
+        """By method name, for ``serve_control``."""
+        return {
+            "status": self.status,
+            "stop": self.stop,
+            "merge_now": self.merge_now,
+            "export": self.export,
+            "evaluate": self.evaluate,
+            "sample": self.sample,
+            "invite": self.invite,
+            "spec": self.spec,
+        }
+
+    async def status(self, _: GetStatus) -> NodeStatus:
+        """One snapshot of everything."""
+        return describe(self._node, name=self._name)
+
+    async def stop(self, request: Stop) -> dict[str, Any]:
+        """Begin to stop; the answer comes before the end."""
+        if request.now:
+            self._stop_now()
+        else:
+            self._node.stop()
+        return {}
+
+    async def merge_now(self, _: MergeNow) -> MergeReport:
+        """Merge with whoever is alive, at once."""
+        return await self._node.merge_now(MERGE_NOW_TIMEOUT_S)
+
+    async def export(self, request: Export) -> dict[str, Any]:
+        """Write the weights as a safetensors file that any program can load."""
+        values = await self._weights(request.which)
+        trainer = self._node.trainer
+
+        def write() -> int:
+            data = export_safetensors(
+                values,
+                trainer.layout,
+                self._node.spec,
+                dtype=request.dtype,
+                metadata={"run": self._node.run_id.hex(), "step": str(trainer.step)},
+            )
+            Path(request.path).write_bytes(data)
+            return len(data)
+
+        try:
+            size = await trio.to_thread.run_sync(write)
+        except OSError as error:
+            raise GossamerError(
+                f"cannot write {request.path}: {error.strerror}",
+                why="the node writes the file itself, as the user it runs as",
+                fix="name another place: gossamer export --out PATH",
+            ) from error
+        return {"path": request.path, "bytes": size, "weights_hash": weights_hash(values).hex()}
+
+    async def evaluate(self, request: Evaluate) -> dict[str, Any]:
+        """Held-out loss of the live weights or the anchor."""
+        values = await self._weights(request.which)
+        trainer = self._node.trainer
+        loss = await self._node.runtime.compute.run(
+            partial(trainer.evaluate, values, bytes_max=request.bytes_max),
+            lane="train",
+            cost_s=self._node.runtime.costs.evaluate_s,
+        )
+        held_out = trainer.corpus.held_out
+        return {
+            "loss": loss,
+            "held_out_bytes": min(len(held_out), request.bytes_max or len(held_out)),
+            "held_out_digest": trainer.corpus.held_out_digest.hex(),
+        }
+
+    async def sample(self, request: Sample) -> dict[str, Any]:
+        """Text the model writes after a prompt; bytes that are not UTF-8 are replaced."""
+        values = await self._weights(request.which)
+        written = await self._node.runtime.compute.run(
+            partial(
+                self._node.trainer.sample,
+                request.prompt.encode(),
+                request.count,
+                temperature=request.temperature,
+                values=values,
+            ),
+            lane="train",
+            cost_s=self._node.runtime.costs.evaluate_s,
+        )
+        return {"text": written.decode(errors="replace")}
+
+    async def invite(self, request: MakeInvite) -> dict[str, Any]:
+        """One line that lets others join: the run, and addresses of this node and of peers it can vouch for."""
+        node = self._node
+        records = [node.runtime.transport.local]
+        for peer in sorted(node.runtime.transport.peers()):
+            record = node.book.record(peer)
+            if record is not None:
+                records.append(record)
+        addresses = [f"{record.addresses[0]}/p2p/{record.peer}" for record in records if record.addresses]
+        expires = None
+        if request.expires_s is not None:
+            expires = int(node.runtime.wall_time_s()) + request.expires_s
+        line = Invite(
+            run=node.run_id, addresses=tuple(addresses[: request.peers]), secret=None, expires_unix_s=expires
+        ).format()
+        return {"invite": line}
+
+    async def spec(self, _: GetSpec) -> dict[str, Any]:
+        """The run spec as TOML, and the hash of its canonical bytes."""
+        return {
+            "toml": spec_as_toml(self._node.spec),
+            "run_id": self._node.run_id.hex(),
+            "canonical_bytes": len(canonical_bytes(self._node.spec)),
+        }
+
+    async def _weights(self, which: str) -> torch.Tensor:
+        """Flat fp32 weights: the live ones, or the last merge's."""
+        node = self._node
+        if which == "live":
+            return await node.runtime.compute.run(
+                node.trainer.read, lane="train", cost_s=node.runtime.costs.copy_s
+            )
+        if node.merge_host.anchor is None:
+            raise GossamerError(
+                "there is no merged model yet",
+                why="no global merge has been committed in this run",
+                fix="start one: gossamer merge now    or take this node's own weights: --which live",
+            )
+        return node.merge_host.anchor

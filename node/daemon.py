@@ -1,0 +1,205 @@
+"""The real world around a node: home, lock, key, sockets, signals. What ``gossamer run`` calls.
+
+Owns the composition for life on a machine; netsim composes the same Node from simulated parts. The order matters and
+is the order of this file: lock the home, load the key, open the transport (which claims the port), learn the spec
+(from peers when only its hash is known), build the trainer, then live.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections.abc import Sequence
+from functools import partial
+
+import structlog
+import trio
+
+from gossip.address_book import parse_peer_address
+from gossip.links import fetch_spec
+from node.commands import Commands
+from node.compute import ThreadCompute
+from node.config import NodeConfig
+from node.control import serve_control
+from node.costs import Costs
+from node.describe import VERSION
+from node.disk import LocalDisk
+from node.home import Home
+from node.life import begin_life
+from node.node import Node
+from node.runtime import Runtime
+from p2p.errors import GossamerError
+from p2p.identity import Identity
+from p2p.libp2p_transport import open_libp2p
+from p2p.limits import Limits
+from p2p.transport import PeerRecord, Transport
+from training.data import Corpus
+from training.run_spec import RunSpec, canonical_bytes, run_id, spec_from_bytes
+from training.trainer import Trainer
+
+log = structlog.get_logger()
+
+
+class NoPeerReachable(GossamerError):
+    """No bootstrap peer answered in time."""
+
+
+SPEC_FILE = "spec.cbor"
+AGENT = f"gossamer/{VERSION}"
+
+
+def run_node(
+    home: Home,
+    config: NodeConfig,
+    *,
+    spec: RunSpec | None = None,
+    run: bytes | None = None,
+    bootstrap: Sequence[str] = (),
+    linger: bool = True,
+) -> None:
+    """Run a node until it is told to stop; with ``linger`` False also until its run is finished.
+
+    The run is given by its ``spec``, or by its id ``run``, whose spec is then taken from disk or from the ``bootstrap``
+    peers (multiaddrs that end in ``/p2p/<peer id>``). Raises GossamerError for whatever the user can mend.
+    """
+    trio.run(
+        partial(_live, home, config, spec=spec, run=run, bootstrap=tuple(bootstrap), linger=linger),
+        strict_exception_groups=True,
+    )
+
+
+async def _live(
+    home: Home,
+    config: NodeConfig,
+    *,
+    spec: RunSpec | None,
+    run: bytes | None,
+    bootstrap: Sequence[str],
+    linger: bool,
+) -> None:
+    limits = Limits()
+    with home.lock():
+        identity = Identity.load(home.identity_file)
+        async with open_libp2p(identity, listen=config.listen, limits=limits) as transport:
+            spec = spec or await _learn_spec(home, transport, run, bootstrap, limits)
+            disk = LocalDisk(home.run_folder(run_id(spec)))
+            await disk.write_atomic(SPEC_FILE, canonical_bytes(spec))
+            home.remember_run(run_id(spec))
+            state = await begin_life(disk, wall_time_s=_wall_time_s())
+            trainer = await trio.to_thread.run_sync(partial(_build_trainer, spec, config, identity.peer))
+            runtime = Runtime(
+                transport=transport,
+                disk=disk,
+                compute=ThreadCompute(),
+                signer=identity,
+                rng=random.Random(),
+                wall_time_s=_wall_time_s,
+                costs=Costs(),
+            )
+            node = Node(
+                runtime,
+                spec=spec,
+                trainer=trainer,
+                state=state,
+                bootstrap=bootstrap,
+                agent=AGENT,
+                store_bytes_max=config.disk_bytes_max,
+                upload_bytes_per_s_max=config.upload_bytes_per_s_max,
+                download_bytes_per_s_max=config.download_bytes_per_s_max,
+                limits=limits,
+            )
+            await _run_with_controls(node, home, name=config.name, linger=linger)
+
+
+async def _run_with_controls(node: Node, home: Home, *, name: str, linger: bool) -> None:
+    async with trio.open_nursery() as nursery:
+        commands = Commands(node, name=name, stop_now=nursery.cancel_scope.cancel)
+        nursery.start_soon(_obey_signals, node, nursery.cancel_scope)
+        await nursery.start(serve_control, home.control_socket, commands.handlers())
+        if not linger:
+            nursery.start_soon(_stop_when_finished, node)
+        log.info(
+            "node up", peer=node.local, run=node.spec.name, addresses=node.runtime.transport.local.addresses
+        )
+        await node.run()
+        nursery.cancel_scope.cancel()
+    log.info("node down", step=node.trainer.step, checkpoint=node.checkpoints.step)
+
+
+async def _learn_spec(
+    home: Home, transport: Transport, run: bytes | None, bootstrap: Sequence[str], limits: Limits
+) -> RunSpec:
+    run = run or home.remembered_run()
+    if run is None:
+        raise GossamerError(
+            "no run to take part in",
+            why="this home has not joined one yet",
+            fix="join one: gossamer join INVITE    or start one: gossamer run --run SPEC.toml",
+        )
+    stored = home.run_folder(run) / SPEC_FILE
+    if stored.exists():
+        spec = spec_from_bytes(await trio.Path(stored).read_bytes())
+        if run_id(spec) == run:
+            return spec
+    return spec_from_bytes(await _fetch_spec(transport, bootstrap, run, limits))
+
+
+async def _fetch_spec(transport: Transport, bootstrap: Sequence[str], run: bytes, limits: Limits) -> bytes:
+    """The spec named ``run`` from the first of ``bootstrap`` that answers; they are all asked at once."""
+    found: list[bytes] = []
+    failures: list[str] = []
+
+    async def ask(text: str) -> None:
+        peer, address = parse_peer_address(text, chars_max=limits.address_chars_max)
+        try:
+            await transport.connect(PeerRecord(peer, (address,)))
+            found.append(await fetch_spec(transport, peer, run, timeout_s=limits.call_timeout_s))
+            nursery.cancel_scope.cancel()
+        except GossamerError as error:
+            failures.append(f"{text}: {error.what}")
+
+    async with trio.open_nursery() as nursery:
+        for text in bootstrap:
+            nursery.start_soon(ask, text)
+    if not found:
+        raise NoPeerReachable(
+            "nobody could be reached who knows this run",
+            why="; ".join(failures) or "no bootstrap address was given",
+            fix="check the addresses and the firewall, or ask for a fresh invite",
+        )
+    return found[0]
+
+
+def _build_trainer(spec: RunSpec, config: NodeConfig, peer: str) -> Trainer:
+    corpus = Corpus.load(spec.data.source, config.data_path)
+    return Trainer(
+        spec,
+        corpus,
+        run=run_id(spec),
+        peer=peer,
+        part=config.part,
+        device=config.device,
+        threads=config.threads or None,
+    )
+
+
+async def _obey_signals(node: Node, scope: trio.CancelScope) -> None:
+    """First SIGINT or SIGTERM: stop cleanly. Second: stop now. SIGHUP is the log file's."""
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        asked = False
+        async for _ in signals:
+            if asked:
+                scope.cancel()
+            asked = True
+            log.info("stopping: checkpoint, goodbye; once more to stop at once")
+            node.stop()
+
+
+async def _stop_when_finished(node: Node) -> None:
+    await node.wait_finished()
+    node.stop()
+
+
+def _wall_time_s() -> float:
+    return time.time()  # noqa: TID251 - the one place that reads the wall clock

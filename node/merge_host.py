@@ -1,0 +1,240 @@
+"""What a global merge asks of this node's weights: contribute a snapshot, sum a fragment, adopt the anchor.
+
+Owns the anchor (the weights of the last committed merge) and the rule that takes it into the live weights,
+``live <- anchor + (live - own contribution)``. The agreement itself is ``gossip.merging``; the arithmetic is
+``training.merge_math``. Inputs stay pinned until a commit, results for two more merges.
+
+Bits: everything that must be equal on all members is computed on the CPU from shard bytes, in the order of the record.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import structlog
+import torch
+
+from gossip.ledger import PeerLedger
+from gossip.merge_work import InputRefused
+from gossip.messages import CommittedRecord, Contribution, MergeRecord, ShardRef
+from gossip.shard_transfer import ShardFetcher
+from gossip.store import ShardStore
+from node.compute import Compute
+from node.costs import Costs
+from p2p.errors import GossamerError
+from p2p.transport import PeerId
+from training.merge_math import weighted_average
+from training.mixing import Refused, check_peer_values
+from training.run_spec import Wire
+from training.trainer import Trainer
+from training.wire import decode_values, encode_values
+
+log = structlog.get_logger()
+
+MERGES_KEPT = 3
+"""Merges whose results stay pinned: the newest and two before it, for members that catch up."""
+RESULT_TIMEOUT_S = 60.0
+WIRE: Wire = "fp32"
+"""Merges are exact: contributions and results travel unrounded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Adoption:
+    """A committed merge whose anchor this node has taken; flat fp32 CPU vectors in layout order."""
+
+    record_hash: bytes
+    record: MergeRecord
+    anchor: torch.Tensor
+    contribution: torch.Tensor | None
+    """What this node put into the average; None when it is not in it."""
+    duration_s: float
+    """From the moment the merge was due here to the anchor's arrival."""
+
+
+class NodeMergeHost:
+    """Implements gossip.merging.MergeHost over the trainer and the shard store."""
+
+    def __init__(
+        self,
+        *,
+        local: PeerId,
+        trainer: Trainer,
+        compute: Compute,
+        costs: Costs,
+        store: ShardStore,
+        fetcher: ShardFetcher,
+        ledger: PeerLedger,
+        alive: Callable[[], Sequence[PeerId]],
+        unheard_s: Callable[[PeerId], float],
+        weights_replaced: Callable[[], None],
+        adopted: Callable[[Adoption], None],
+        tokens_at_anchor: int,
+    ) -> None:
+        self._local = local
+        self._trainer = trainer
+        self._compute = compute
+        self._costs = costs
+        self._store = store
+        self._fetcher = fetcher
+        self._ledger = ledger
+        self._alive = alive
+        self._unheard_s = unheard_s
+        self._weights_replaced = weights_replaced
+        self._adopted = adopted
+        self._contributions: dict[bytes, Contribution] = {}
+        self._pinned_results: deque[str] = deque()
+        self.tokens_at_anchor = tokens_at_anchor
+        self.anchor: torch.Tensor | None = None
+        """Flat fp32 weights of the last committed merge, or None before the first."""
+
+    def alive(self) -> Sequence[PeerId]:
+        """Members believed alive, this node included."""
+        return self._alive()
+
+    def unheard_s(self, peer: PeerId) -> float:
+        """Seconds since anything new was heard from ``peer``."""
+        return self._unheard_s(peer)
+
+    async def contribute(self, parent: bytes, point: int) -> Contribution | None:
+        """This node's input to the merge after ``parent``: the live weights as of now, the same for every attempt."""
+        if parent in self._contributions:
+            return self._contributions[parent]
+        values = await self._live()
+        tokens = self._trainer.tokens
+        inputs = [
+            await self._store.put(
+                await self._encode(self._trainer.layout.cut(values, fragment)), owner=_inputs(parent)
+            )
+            for fragment in range(self._trainer.layout.fragments)
+        ]
+        contribution = Contribution(
+            peer=self._local, weight=max(1, tokens - self.tokens_at_anchor), inputs=inputs
+        )
+        self._contributions[parent] = contribution
+        return contribution
+
+    async def fetch(self, ref: ShardRef, holders: Sequence[PeerId], timeout_s: float) -> None:
+        """Bring a shard into the store. Raises FetchFailed."""
+        if not self._store.holds(ref):
+            data = await self._fetcher.fetch(ref, holders, timeout_s=timeout_s)
+            await self._store.put(data)
+
+    async def sum_fragment(self, fragment: int, inputs: Sequence[tuple[PeerId, ShardRef, int]]) -> ShardRef:
+        """The weighted average of one fragment's inputs, in the order given, stored.
+
+        Raises InputRefused naming the contributor whose values are not finite or out of all proportion.
+        """
+        layout = self._trainer.layout
+        live = await self._live(fragment) if all(peer != self._local for peer, _, _ in inputs) else None
+        arrived = [(peer, await self._store.get(ref), weight) for peer, ref, weight in inputs]
+
+        def average() -> torch.Tensor | tuple[PeerId, Refused]:
+            decoded: dict[PeerId, torch.Tensor] = {}
+            for peer, data, _ in arrived:
+                try:
+                    decoded[peer] = decode_values(data, layout.fragment_size(fragment), WIRE)
+                except ValueError as error:
+                    return peer, Refused("shape", str(error))
+            # One's own values are the measure for others': the contributed ones, or for a mere checker the live ones.
+            own = decoded[self._local] if live is None else live
+            for peer, values in decoded.items():
+                if refused := check_peer_values(own, values, layout.fragment_spans(fragment)):
+                    return peer, refused
+            return weighted_average([(decoded[peer], weight) for peer, _, weight in arrived])
+
+        result = await self._compute.run(average, lane="side", cost_s=self._costs.mix_s)
+        if isinstance(result, tuple):
+            peer, refused = result
+            self._ledger.note(peer, refused.code, refused.text)
+            raise InputRefused(peer, refused.text)
+        return await self._store.put(await self._encode(result))
+
+    async def adopt(
+        self, committed: CommittedRecord, record_hash: bytes, contributed: bool, *, duration_s: float
+    ) -> None:
+        """Take the committed average, whose results are in the store, as the anchor, and re-base the live weights."""
+        own = self._contributions.get(committed.record.parent) if contributed else None
+        contribution = await self._assemble(own.inputs) if own is not None else None
+        await self._take(committed.record, record_hash, contribution, rebase=True, duration_s=duration_s)
+        for parent in list(self._contributions):
+            self._store.unpin(_inputs(parent))
+            del self._contributions[parent]
+
+    async def recover(self, committed: CommittedRecord, record_hash: bytes, *, rebase: bool) -> None:
+        """After a restart: find the anchor of the last commit again, fetching what the store has lost.
+
+        ``rebase``: the checkpoint was taken before this merge, so the live weights must still be put onto it.
+        Raises GossamerError when a result is nowhere to be had.
+        """
+        record = committed.record
+        holders = [PeerId(c.peer) for c in record.contributors if c.peer != self._local]
+        for ref in record.results:
+            await self.fetch(ref, holders, RESULT_TIMEOUT_S)
+        await self._take(record, record_hash, None, rebase=rebase, duration_s=0.0)
+
+    async def _take(
+        self,
+        record: MergeRecord,
+        record_hash: bytes,
+        contribution: torch.Tensor | None,
+        *,
+        rebase: bool,
+        duration_s: float,
+    ) -> None:
+        anchor = await self._assemble(record.results)
+        if rebase:
+            await self._compute.run(
+                partial(self._rebase, anchor, contribution), lane="train", cost_s=self._costs.copy_s
+            )
+        self.anchor = anchor
+        self._pin_results(record_hash, record.results)
+        self._adopted(Adoption(record_hash, record, anchor, contribution, duration_s))
+
+    def _rebase(self, anchor: torch.Tensor, contribution: torch.Tensor | None) -> None:
+        self.tokens_at_anchor = self._trainer.tokens
+        # A node whose weights are not in the average has no progress relative to it: it starts from the anchor.
+        live = self._trainer.read()
+        self._trainer.write(anchor if contribution is None else anchor + (live - contribution))
+        self._weights_replaced()
+
+    async def _assemble(self, refs: Sequence[ShardRef]) -> torch.Tensor:
+        """The flat vector whose fragments are ``refs``. Raises GossamerError unless all are held, whole and finite."""
+        stored = [await self._store.get(ref) for ref in refs]
+        layout = self._trainer.layout
+
+        def decode() -> torch.Tensor:
+            parts = [
+                decode_values(data, layout.fragment_size(fragment), WIRE)
+                for fragment, data in enumerate(stored)
+            ]
+            return layout.join(parts)
+
+        values = await self._compute.run(decode, lane="side", cost_s=self._costs.copy_s)
+        if not bool(torch.isfinite(values).all()):
+            raise GossamerError("a merge with weights that are not finite", why="they would ruin the model")
+        return values
+
+    async def _live(self, fragment: int | None = None) -> torch.Tensor:
+        return await self._compute.run(
+            partial(self._trainer.read, fragment), lane="train", cost_s=self._costs.copy_s
+        )
+
+    async def _encode(self, values: torch.Tensor) -> bytes:
+        return await self._compute.run(
+            lambda: encode_values(values, WIRE), lane="side", cost_s=self._costs.copy_s
+        )
+
+    def _pin_results(self, record_hash: bytes, results: Sequence[ShardRef]) -> None:
+        owner = f"anchor/{record_hash.hex()}"
+        for ref in results:
+            self._store.pin(ref, owner)
+        self._pinned_results.append(owner)
+        while len(self._pinned_results) > MERGES_KEPT:
+            self._store.unpin(self._pinned_results.popleft())
+
+
+def _inputs(parent: bytes) -> str:
+    return f"merge-inputs/{parent.hex()}"

@@ -1,0 +1,461 @@
+"""Node: the life of one peer in one run. Opens the root nursery; everything a node does happens inside it.
+
+Owns the wiring: which part hears what from which other part, and the order of starting and stopping. Contains no
+protocol and no mathematics. A reader who follows a shard goes ``node.exchange`` -> ``gossip.shard_transfer`` ->
+``gossip.store``; who follows a merge goes ``gossip.merging`` -> ``node.merge_host``.
+
+Promises: training is never stopped by the network; weights are written only in the ``train`` lane; a request to
+stop ends with a checkpoint and a goodbye within ``STOP_TIMEOUT_S``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+
+import structlog
+import torch
+import trio
+from msgspec.structs import replace
+
+from gossip.address_book import AddressBook
+from gossip.anti_entropy import AntiEntropy
+from gossip.ledger import PeerLedger
+from gossip.links import Links
+from gossip.members import MemberTable
+from gossip.merging import Merger
+from gossip.messages import Heartbeat
+from gossip.notices import NoticeTable
+from gossip.shard_transfer import Pacer, ShardFetcher, ShardServer
+from gossip.store import ShardStore
+from node.checkpoints import Checkpoints
+from node.exchange import Exchanger
+from node.life import NodeState, save_state
+from node.merge_host import Adoption, NodeMergeHost
+from node.rounds import AwaitFinalMerge, Exchange, Finished, MemberProgress, MergeWatch, Rounds, Train
+from node.runtime import Runtime
+from node.status import MergeReport
+from p2p.errors import GossamerError
+from p2p.limits import Limits
+from p2p.transport import PeerDown, PeerEvent, PeerId, PeerUp
+from training.merge_math import weights_hash
+from training.run_spec import RunSpec, canonical_bytes, run_id
+from training.trainer import Trainer
+
+log = structlog.get_logger()
+
+SLICE_S = 0.1
+"""Inner steps run in slices of about this long, so that reads and writes of the weights wait no longer."""
+HEARTBEAT_S = 1.0
+WATCH_S = 0.25
+CHECKPOINT_EVERY_S = 30.0
+STOP_TIMEOUT_S = 8.0
+GOODBYE_S = 1.0
+RECOVERY_RETRY_S = 3.0
+SMOOTHING_STEPS = 20
+"""The advertised loss is an exponential mean over about this many steps."""
+EXCHANGE_TIMEOUT_S = 30.0
+
+
+class Node:
+    """One peer of one run. Built by ``node.daemon`` in life and by netsim's world in simulations."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        *,
+        spec: RunSpec,
+        trainer: Trainer,
+        state: NodeState,
+        bootstrap: Sequence[str],
+        agent: str,
+        store_bytes_max: int,
+        upload_bytes_per_s_max: int,
+        download_bytes_per_s_max: int,
+        limits: Limits,
+    ) -> None:
+        self.runtime = runtime
+        self.spec = spec
+        self.run_id = run_id(spec)
+        self.trainer = trainer
+        self.limits = limits
+        self.local = runtime.signer.peer
+        self._agent = agent
+        self._state = state
+        self._stopping = trio.Event()
+        self._adoptions_in, self._adoptions_out = trio.open_memory_channel[Adoption](16)
+        self._exchanges_in, self._exchanges_out = trio.open_memory_channel[Exchange](1)
+        self._progress_made = trio.Event()
+
+        transport, disk, rng = runtime.transport, runtime.disk, runtime.rng
+        self.checkpoints = Checkpoints(disk)
+        self.ledger = PeerLedger()
+        pull_pacer = Pacer(download_bytes_per_s_max) if download_bytes_per_s_max else None
+        serve_pacer = Pacer(upload_bytes_per_s_max) if upload_bytes_per_s_max else None
+        self.store = ShardStore(disk, quota_bytes=store_bytes_max)
+        self.notices = NoticeTable(
+            signer=runtime.signer, run=self.run_id, incarnation=state.incarnation, limits=limits
+        )
+        self.members = MemberTable(local=self.local)
+        self.book = AddressBook(disk, local=self.local, limits=limits, rng=rng)
+        self.links = Links(
+            transport=transport,
+            book=self.book,
+            ledger=self.ledger,
+            notices=self.notices,
+            run=self.run_id,
+            spec=canonical_bytes(spec),
+            agent=agent,
+            bootstrap=bootstrap,
+            limits=limits,
+            rng=rng,
+        )
+        self.anti_entropy = AntiEntropy(
+            transport=transport, notices=self.notices, ledger=self.ledger, limits=limits, rng=rng
+        )
+        self.shard_server = ShardServer(
+            transport=transport, store=self.store, ledger=self.ledger, pacer=serve_pacer
+        )
+        self.fetcher = ShardFetcher(
+            transport=transport, ledger=self.ledger, limits=limits, rng=rng, reach=self.links.reach
+        )
+        self.merge_host = NodeMergeHost(
+            local=self.local,
+            trainer=trainer,
+            compute=runtime.compute,
+            costs=runtime.costs,
+            store=self.store,
+            fetcher=self.fetcher,
+            ledger=self.ledger,
+            alive=self._alive,
+            unheard_s=self._unheard_s,
+            weights_replaced=lambda: self.exchanger.weights_replaced(),
+            adopted=self._adoptions_in.send_nowait,
+            tokens_at_anchor=state.tokens_at_anchor,
+        )
+        self.merger = Merger(
+            transport=transport,
+            signer=runtime.signer,
+            run=self.run_id,
+            disk=disk,
+            host=self.merge_host,
+            fragments=trainer.layout.fragments,
+            replicas=spec.merge.replicas,
+            merge_period_s=spec.merge.period_s,
+            limits=limits,
+            rng=rng,
+            note=self.ledger.note,
+            reach=self.links.reach,
+        )
+        self.exchanger = Exchanger(
+            spec=spec.exchange,
+            trainer=trainer,
+            compute=runtime.compute,
+            costs=runtime.costs,
+            store=self.store,
+            fetcher=self.fetcher,
+            notices=self.notices,
+            ledger=self.ledger,
+            rng=rng,
+            alive_peers=lambda: [peer for peer in self._alive() if peer != self.local],
+            fetch_timeout_s=EXCHANGE_TIMEOUT_S,
+            pacer=pull_pacer,
+        )
+        self.rounds = Rounds(
+            steps_total=spec.train.steps,
+            every_steps=spec.exchange.every_steps,
+            fragments=trainer.layout.fragments,
+            merge_points=spec.merge.points,
+            exchanging=spec.exchange.rule != "none",
+        )
+        self._watch = MergeWatch(spec.merge.points, wait_s_max=spec.merge.wait_s_max)
+
+        self.began_s = trio.current_time()
+        self.phase = "starting"
+        self.loss: float | None = None
+        self.tokens_per_s = 0.0
+        self.steps_per_s = 0.0
+        self._problem = ""
+        self.last_merge: MergeReport | None = None
+        self.merges = 0
+
+    def stop(self) -> None:
+        """Ask the node to checkpoint, say goodbye and end; ``run`` then returns."""
+        self._stopping.set()
+
+    async def wait_finished(self) -> None:
+        """Return once all inner steps are taken and all scheduled merges are committed."""
+        while not isinstance(self.rounds.plan(), Finished):
+            await self._wait_for_progress()
+
+    def current_problem(self) -> str:
+        """What stands in the way now, for people; empty when nothing does."""
+        return self.merger.problem or self.links.problem or self._problem
+
+    async def run(self) -> None:
+        """Live until ``stop`` is called. Cancelling instead skips the checkpoint and the goodbye."""
+        await self._wake_up()
+        self.shard_server.serve()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.links.run)
+            nursery.start_soon(self.anti_entropy.run)
+            nursery.start_soon(self.merger.run)
+            nursery.start_soon(self._follow_members)
+            nursery.start_soon(self._follow_connections, self.runtime.transport.peer_events())
+            nursery.start_soon(self._beat)
+            nursery.start_soon(self._train)
+            nursery.start_soon(self._exchange)
+            nursery.start_soon(self._watch_merges)
+            nursery.start_soon(self._recover_anchor)
+            nursery.start_soon(self._report_adoptions)
+            nursery.start_soon(self._checkpoint_regularly)
+            await self._stopping.wait()
+            self.phase = "stopping"
+            with trio.move_on_after(STOP_TIMEOUT_S):
+                await self._say_goodbye()
+                await self.checkpoint()
+            nursery.cancel_scope.cancel()
+
+    # --- starting and stopping --------------------------------------------------------------------------------
+
+    async def _wake_up(self) -> None:
+        await self.store.load()
+        await self.book.load()
+        await self.merger.load()
+        checkpoint = await self.checkpoints.load()
+        if checkpoint is not None:
+            await self.runtime.compute.run(
+                partial(self.trainer.load, checkpoint.state), lane="train", cost_s=self.runtime.costs.copy_s
+            )
+            self.rounds.resume(self.trainer.step)
+            log.info("resumed", step=self.trainer.step)
+        if self.merger.head_record is not None:
+            self.rounds.merge_committed(self.merger.head_record.record.point)
+        self._publish_heartbeat()
+
+    async def checkpoint(self) -> None:
+        """Write the trainer's state to disk now. Failing is a problem to show, not a reason to die."""
+        state = await self.runtime.compute.run(
+            self.trainer.save, lane="train", cost_s=self.runtime.costs.copy_s
+        )
+        try:
+            await self.checkpoints.save(self.trainer.step, state)
+        except OSError as error:
+            self._report_problem(f"checkpoint failed: {error.strerror}; free disk space, training goes on")
+
+    async def _say_goodbye(self) -> None:
+        self._publish_heartbeat(leaving=True)
+        with trio.move_on_after(GOODBYE_S):
+            await self.anti_entropy.reconcile_with_all()
+
+    async def _checkpoint_regularly(self) -> None:
+        while True:
+            await trio.sleep(CHECKPOINT_EVERY_S)
+            if self.trainer.step != self.checkpoints.step:
+                await self.checkpoint()
+
+    # --- training and exchanging ------------------------------------------------------------------------------
+
+    async def _train(self) -> None:
+        slice_steps = 1
+        while True:
+            match self.rounds.plan():
+                case Train(steps_max=steps_max):
+                    self.phase = "training"
+                    slice_steps = await self._train_slice(min(slice_steps, steps_max))
+                case AwaitFinalMerge():
+                    self.phase = "merging"
+                    await self._wait_for_progress()
+                case Finished():
+                    self.phase = "finished"
+                    await self._wait_for_progress()
+
+    async def _train_slice(self, steps: int) -> int:
+        """Take ``steps`` inner steps; returns how many make the next slice about ``SLICE_S`` long."""
+        began_s = trio.current_time()
+        report = await self.runtime.compute.run(
+            partial(self.trainer.run_slice, steps), lane="train", cost_s=steps * self.runtime.costs.step_s
+        )
+        # Waiting for others in the lane is part of what a step takes, and so of the advertised speed.
+        elapsed_s = max(trio.current_time() - began_s, 1e-6)
+        keep = math.exp(-steps / SMOOTHING_STEPS)
+        self.loss = report.loss if self.loss is None else keep * self.loss + (1 - keep) * report.loss
+        first = self.steps_per_s == 0.0
+        self.steps_per_s = (
+            steps / elapsed_s if first else keep * self.steps_per_s + (1 - keep) * steps / elapsed_s
+        )
+        self.tokens_per_s = self.steps_per_s * report.tokens / steps
+        due = self.rounds.trained(self.trainer.step)
+        if due is not None:
+            self._exchanges_in.send_nowait(due)
+        if not isinstance(self.rounds.plan(), Train):
+            self._publish_heartbeat()
+            self._progressed()
+        return max(1, round(SLICE_S * steps / elapsed_s))
+
+    async def _exchange(self) -> None:
+        async for due in self._exchanges_out:
+            try:
+                await self.exchanger.exchange(due)
+            except (GossamerError, OSError) as error:
+                self._report_problem(f"exchange skipped: {error}")
+            finally:
+                self.rounds.exchange_ended()
+
+    # --- members and merges -----------------------------------------------------------------------------------
+
+    def _alive(self) -> list[PeerId]:
+        return sorted({self.local, *self.members.alive(trio.current_time())})
+
+    def _unheard_s(self, peer: PeerId) -> float:
+        return self.members.unheard_s(peer, trio.current_time())
+
+    async def _follow_members(self) -> None:
+        """Feed heartbeats, however they arrived, to the member table and the merger."""
+        with self.notices.changes() as changes:
+            async for author, kind in changes:
+                if kind != "heartbeat" or author == self.local:
+                    continue
+                beat = self.notices.body_of(author, "heartbeat", Heartbeat)
+                if beat is None:
+                    self.members.forget(author)
+                    continue
+                self.members.heard(author, beat, trio.current_time())
+                self.merger.heads_changed(author, beat.head, beat.head_height, beat.head_participants)
+                self._progressed()
+
+    async def _follow_connections(self, events: trio.MemoryReceiveChannel[PeerEvent]) -> None:
+        async for event in events:
+            match event:
+                case PeerUp(peer=peer):
+                    self.members.connected(peer)
+                case PeerDown(peer=peer):
+                    self.members.disconnected(peer)
+
+    def _publish_heartbeat(self, *, leaving: bool = False) -> None:
+        self.notices.publish(
+            "heartbeat",
+            Heartbeat(
+                addresses=list(self.runtime.transport.local.addresses)[: self.limits.addresses_per_peer_max],
+                agent=self._agent,
+                step=self.trainer.step,
+                steps_total=self.rounds.steps_total,
+                steps_per_s=self.steps_per_s,
+                tokens=self.trainer.tokens,
+                loss=self.loss or 0.0,
+                head=self.merger.head,
+                head_height=self.merger.head_height,
+                head_participants=self.merger.head_participants,
+                leaving=leaving,
+            ),
+        )
+
+    async def _beat(self) -> None:
+        while True:
+            await trio.sleep(HEARTBEAT_S)
+            self._publish_heartbeat()
+
+    async def _watch_merges(self) -> None:
+        while True:
+            point = self.rounds.points_passed
+            if self._watch.due(point, self._progress_of_alive(), trio.current_time()):
+                self.merger.due(point + 1)
+            with trio.move_on_after(WATCH_S):
+                await self._wait_for_progress()
+
+    def _progress_of_alive(self) -> list[MemberProgress]:
+        own = MemberProgress(self.trainer.step, self.rounds.steps_total, self.steps_per_s)
+        beats = (
+            self.notices.body_of(peer, "heartbeat", Heartbeat) for peer in self._alive() if peer != self.local
+        )
+        return [own, *(MemberProgress(b.step, b.steps_total, b.steps_per_s) for b in beats if b is not None)]
+
+    async def merge_now(self, timeout_s: float) -> MergeReport:
+        """Start a global merge at once and wait for its commit. Raises GossamerError when none comes in time."""
+        height = self.merger.head_height + 1
+        self.merger.merge_now()
+        with trio.move_on_after(timeout_s):
+            while self.last_merge is None or self.last_merge.height < height:
+                await self._wait_for_progress()
+            return self.last_merge
+        raise GossamerError(
+            f"no merge was committed within {timeout_s:.0f} s",
+            why=self.merger.problem or "too few members answered",
+            fix="see who is alive: gossamer peers    training goes on meanwhile",
+        )
+
+    async def _recover_anchor(self) -> None:
+        """After a restart: hold the anchor of the last commit again, and be based on it if the checkpoint is not."""
+        head, committed = self.merger.head, self.merger.head_record
+        while committed is not None and self.merger.head == head:
+            try:
+                await self.merge_host.recover(committed, head, rebase=self._state.anchor != head.hex())
+                return
+            except GossamerError as error:
+                self._report_problem(f"the last merge's weights are out of reach ({error}); trying again")
+                await trio.sleep(RECOVERY_RETRY_S)
+
+    async def _report_adoptions(self) -> None:
+        async for adoption in self._adoptions_out:
+            self.rounds.merge_committed(adoption.record.point)
+            self.last_merge = await self._measure(adoption)
+            self.merges += 1
+            self._problem = ""
+            log.info(
+                "merged",
+                height=self.last_merge.height,
+                peers=len(self.last_merge.contributors),
+                record=self.last_merge.record[:16],
+                weights=self.last_merge.weights_hash[:16],
+            )
+            self._publish_heartbeat()
+            self._progressed()
+            # In this order: a crash in between makes the node take the anchor once more, never forget it.
+            await self.checkpoint()
+            await self._remember(adoption)
+
+    async def _remember(self, adoption: Adoption) -> None:
+        self._state = replace(
+            self._state,
+            incarnation=self.notices.incarnation,
+            tokens_at_anchor=self.merge_host.tokens_at_anchor,
+            anchor=adoption.record_hash.hex(),
+        )
+        try:
+            await save_state(self.runtime.disk, self._state)
+        except OSError as error:
+            self._report_problem(f"node state not saved: {error.strerror}; free disk space")
+
+    async def _measure(self, adoption: Adoption) -> MergeReport:
+        """The merge in words and figures. Losses are measured once training is over; mid-run they would hold it up."""
+        return MergeReport(
+            record=adoption.record_hash.hex(),
+            height=adoption.record.height,
+            contributors=[contribution.peer for contribution in adoption.record.contributors],
+            weights_hash=weights_hash(adoption.anchor).hex(),
+            contributed=adoption.contribution is not None,
+            loss_before=await self._final_loss(adoption.contribution),
+            loss_merged=await self._final_loss(adoption.anchor),
+            duration_s=adoption.duration_s,
+        )
+
+    async def _final_loss(self, values: torch.Tensor | None) -> float | None:
+        if values is None or isinstance(self.rounds.plan(), Train):
+            return None
+        return await self.runtime.compute.run(
+            partial(self.trainer.evaluate, values), lane="train", cost_s=self.runtime.costs.evaluate_s
+        )
+
+    # --- small things -----------------------------------------------------------------------------------------
+
+    def _report_problem(self, text: str) -> None:
+        self._problem = text
+        log.warning("problem", text=text)
+
+    def _progressed(self) -> None:
+        self._progress_made.set()
+        self._progress_made = trio.Event()
+
+    async def _wait_for_progress(self) -> None:
+        await self._progress_made.wait()
