@@ -29,7 +29,8 @@ def main() -> None:
     own, *others = (torch.randn(ELEMENTS, generator=generator) * 0.02 for _ in range(3))
     size = ELEMENTS // TENSORS
     spans = [
-        TensorSpan(f"tensor.{index}", index * size, (index + 1) * size, (size,), "weight") for index in range(TENSORS)
+        TensorSpan(f"tensor.{index}", index * size, (index + 1) * size, (size,), "weight")
+        for index in range(TENSORS)
     ]
     plain = own.clone()
 

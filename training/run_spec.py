@@ -1,0 +1,308 @@
+"""The run spec: everything a swarm must agree on, from TOML to canonical bytes to the run id.
+
+Owns the schema, its bounds and its two forms: TOML, which people write, and canonical CBOR, which is hashed into the
+run id and fetched from peers. Never holds what is one node's own (ports, devices, data paths) and never code. Bytes
+from a peer pass the same checks as a file of one's own; that they belong to the run is for the caller to see by
+comparing ``run_id``.
+
+Relies on: ``p2p.codec`` for the hardened canonical encoding.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from blake3 import blake3
+from msgspec import Meta
+
+from p2p import codec
+from p2p.errors import GossamerError, MalformedMessage
+
+FORMAT = 1
+"""Version of the canonical form. Another number is another run, and another program."""
+
+SPEC_BYTES_MAX = 64 << 10
+"""The longest spec, as TOML and as canonical bytes."""
+
+PARAMETERS_MAX = 1 << 28
+"""Parameters of the largest model: in fp32 one gibibyte, so that every fragment fits into a shard."""
+
+TOKENS_PER_STEP_MAX = 1 << 22
+
+MixingRuleName = Literal["mean", "variance_corrected"]
+Wire = Literal["fp32", "bf16"]
+
+
+class SpecError(GossamerError):
+    """A run spec that cannot be used: the file, the key, what is wrong and what would be right."""
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all sections: immutable, every key known, every value bounded."""
+
+
+class ModelSpec(_Section, frozen=True):
+    """A byte-level GPT (``training.model``)."""
+
+    vocab: Literal[256] = 256
+    """Tokens are bytes."""
+    layers: Annotated[int, Meta(ge=1, le=128)] = 6
+    width: Annotated[int, Meta(ge=8, le=8192)] = 144
+    heads: Annotated[int, Meta(ge=1, le=128)] = 4
+    context: Annotated[int, Meta(ge=8, le=65536)] = 128
+    """Bytes the model sees at once."""
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(
+                f"width must be a multiple of heads, and {self.width} is not one of {self.heads}"
+            )
+        if self.parameters > PARAMETERS_MAX:
+            raise ValueError(f"{self.parameters:,} parameters are more than the {PARAMETERS_MAX:,} allowed")
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the model, tied tensors counted once."""
+        block = 12 * self.width**2 + 2 * self.width
+        return self.layers * block + (self.vocab + self.context + 1) * self.width
+
+
+class DataSpec(_Section, frozen=True):
+    """What is learned (``training.data``)."""
+
+    source: Literal["stdlib", "text"] = "stdlib"
+    """``stdlib``: the Python standard library's own sources; ``text``: files that each node names for itself."""
+    held_out_bytes: Annotated[int, Meta(ge=4096, le=16 << 20)] = 256 << 10
+    """Held-out text that an evaluation reads, at most."""
+
+
+class OptimizerSpec(_Section, frozen=True):
+    """AdamW with linear warm-up and cosine decay, the gradient clipped by its global norm."""
+
+    learning_rate: Annotated[float, Meta(gt=0, le=1)] = 2e-3
+    """The peak, reached after the warm-up."""
+    warmup_steps: Annotated[int, Meta(ge=0, le=1_000_000)] = 20
+    weight_decay: Annotated[float, Meta(ge=0, le=1)] = 0.1
+    """On weights and embeddings only."""
+    beta1: Annotated[float, Meta(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Meta(ge=0, lt=1)] = 0.95
+    clip_norm: Annotated[float, Meta(gt=0, le=1000)] = 1.0
+    min_rate_fraction: Annotated[float, Meta(ge=0, le=1)] = 0.1
+    """Where the cosine ends, as a fraction of the peak."""
+
+
+class TrainSpec(_Section, frozen=True):
+    """How long and how much at a time."""
+
+    steps: Annotated[int, Meta(ge=1, le=100_000_000)] = 600
+    """Inner steps of each node."""
+    batch: Annotated[int, Meta(ge=1, le=65536)] = 8
+    """Sequences in a step."""
+    precision: Literal["auto", "fp32"] = "auto"
+    """``auto``: bf16 autocast on CUDA, fp32 elsewhere."""
+
+
+class ExchangeSpec(_Section, frozen=True):
+    """Who is mixed with, how often, and by which rule."""
+
+    every_steps: Annotated[int, Meta(ge=1, le=1_000_000)] = 5
+    """Inner steps between exchanges (H)."""
+    peers: Annotated[int, Meta(ge=1, le=64)] = 1
+    """Members pulled from in an exchange (s)."""
+    fragments: Annotated[int, Meta(ge=1, le=128)] = 1
+    """Parts the model is cut into; an exchange moves one of them (S)."""
+    rule: Literal["mean", "variance_corrected", "none"] = "variance_corrected"
+    """``none``: nothing is exchanged before the scheduled merges."""
+    wire: Wire = "fp32"
+
+
+class MergeSpec(_Section, frozen=True):
+    """When all members average exactly, and how long they wait for each other."""
+
+    points: Annotated[tuple[Annotated[float, Meta(gt=0, le=1)], ...], Meta(max_length=64)] = (1.0,)
+    """Progress (fractions of ``train.steps``) at which a merge is due, ascending."""
+    replicas: Annotated[int, Meta(ge=1, le=16)] = 1
+    """Members that sum each fragment independently."""
+    wait_s_max: Annotated[float, Meta(ge=1, le=86400)] = 60.0
+    """A due merge starts at the latest this long after the first member was ready."""
+    period_s: Annotated[float, Meta(ge=1, le=604_800)] = 300.0
+    """Members unheard for three of these stop counting in the quorum."""
+
+    def __post_init__(self) -> None:
+        if list(self.points) != sorted(set(self.points)):
+            raise ValueError("merge points must ascend, each named once")
+
+
+class RunSpec(_Section, frozen=True):
+    """A whole run. Two nodes with different specs are in different runs and never meet."""
+
+    name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,47}\Z")]
+    seed: Annotated[int, Meta(ge=0, le=2**53)] = 0
+    init: Literal["per-peer", "shared"] = "per-peer"
+    """Whether each node draws its own initial weights or all draw the same."""
+    model: ModelSpec = ModelSpec()
+    data: DataSpec = DataSpec()
+    optimizer: OptimizerSpec = OptimizerSpec()
+    train: TrainSpec = TrainSpec()
+    exchange: ExchangeSpec = ExchangeSpec()
+    merge: MergeSpec = MergeSpec()
+
+    def __post_init__(self) -> None:
+        if self.exchange.fragments > self.model.layers:
+            raise ValueError(
+                f"exchange.fragments ({self.exchange.fragments}) must not exceed model.layers ({self.model.layers}): "
+                "fragments are groups of whole layers"
+            )
+        if self.train.batch * self.model.context > TOKENS_PER_STEP_MAX:
+            raise ValueError(
+                f"train.batch times model.context must not exceed {TOKENS_PER_STEP_MAX:,} tokens"
+            )
+
+
+class _Versioned(_Section, frozen=True):
+    """What is hashed: the spec under the version of its form."""
+
+    format: int
+    spec: RunSpec
+
+
+def load_run_spec(path: Path) -> RunSpec:
+    """The spec in a TOML file. Raises SpecError, naming the file."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(SPEC_BYTES_MAX + 1)
+        toml = data.decode()
+    except OSError as error:
+        raise SpecError(
+            f"cannot read the run spec {path}: {error.strerror}",
+            why="a run is described by one TOML file",
+            fix="name an existing file, for example examples/demo.toml",
+        ) from error
+    except UnicodeDecodeError as error:
+        raise _unusable(str(path), "it is not UTF-8 text") from error
+    return parse_run_spec(toml, origin=str(path))
+
+
+def parse_run_spec(toml: str, *, origin: str = "given as text") -> RunSpec:
+    """The spec that ``toml`` describes; ``origin`` names it in errors. Raises SpecError."""
+    if len(toml.encode()) > SPEC_BYTES_MAX:
+        raise _unusable(origin, f"it is longer than {SPEC_BYTES_MAX:,} bytes")
+    try:
+        return msgspec.convert(tomllib.loads(toml), RunSpec)
+    except tomllib.TOMLDecodeError as error:
+        raise _unusable(origin, f"it is not TOML: {error}") from error
+    except msgspec.ValidationError as error:
+        raise _explained(origin, str(error)) from error
+
+
+def canonical_bytes(spec: RunSpec) -> bytes:
+    """The canonical CBOR of ``spec`` under its format version: what peers fetch and what is hashed."""
+    return codec.encode(_Versioned(format=FORMAT, spec=spec))
+
+
+def run_id(spec: RunSpec) -> bytes:
+    """BLAKE3 of the canonical bytes, 32 bytes: the identity of the run."""
+    return blake3(canonical_bytes(spec)).digest()
+
+
+def spec_from_bytes(data: bytes) -> RunSpec:
+    """The spec whose canonical bytes are ``data``, which may come from anyone. Raises SpecError."""
+    try:
+        versioned = codec.decode(data, _Versioned, bytes_max=SPEC_BYTES_MAX)
+    except MalformedMessage as error:
+        raise SpecError(
+            f"these bytes are not a run spec: {error.what}",
+            why="a spec is used only in its canonical form",
+            fix="ask another peer, or check that both sides run the same version of gossamer",
+        ) from error
+    if versioned.format != FORMAT:
+        raise SpecError(
+            f"the run spec has format {versioned.format}, this program reads format {FORMAT}",
+            why="a run's rules are part of its identity",
+            fix="use the version of gossamer that the run was made with",
+        )
+    return versioned.spec
+
+
+def spec_as_toml(spec: RunSpec) -> str:
+    """``spec`` as TOML with every key written out; parses back to an equal spec."""
+    fields: dict[str, Any] = msgspec.to_builtins(spec)
+    lines = [f"{key} = {_toml_value(value)}" for key, value in fields.items() if not isinstance(value, dict)]
+    for section, values in fields.items():
+        if isinstance(values, dict):
+            lines += ["", f"[{section}]", *(f"{key} = {_toml_value(value)}" for key, value in values.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _toml_value(value: object) -> str:
+    # The JSON of a plain name, a number or a list of numbers is its TOML; JSON shortens 1e-05 to a form TOML reads.
+    return msgspec.json.encode(value).decode()
+
+
+def _unusable(origin: str, reason: str) -> SpecError:
+    return SpecError(
+        f"cannot use the run spec {origin}: {reason}",
+        why="all nodes of a run read the same spec",
+        fix="correct the file, or start from examples/demo.toml",
+    )
+
+
+_UNKNOWN_FIELD = re.compile(r"unknown field `([^`]*)`")
+_AT_PATH = re.compile(r" - at `\$\.?([^`]*)`$")
+
+
+def _explained(origin: str, message: str) -> SpecError:
+    """What msgspec found, as a person would say it: which key, what is wrong, what is allowed or nearest."""
+    at = _AT_PATH.search(message)
+    path = at.group(1) if at else ""
+    reason = message[: at.start()] if at else message
+    section, _, key = path.rpartition(".")
+    if unknown := _UNKNOWN_FIELD.search(reason):
+        known = list(_section(path).__struct_fields__)
+        near = difflib.get_close_matches(unknown.group(1), known, n=1)
+        where = f"{path}.{unknown.group(1)}" if path else unknown.group(1)
+        return SpecError(
+            f"cannot use the run spec {origin}: there is no key {where}",
+            why=f"{f'[{path}]' if path else 'a run spec'} has the keys {', '.join(known)}",
+            fix=f"did you mean {near[0]}?" if near else "remove the key",
+        )
+    if not path:
+        return _unusable(origin, reason)
+    allowed = _allowed(_section(section), key.partition("[")[0])
+    return SpecError(
+        f"cannot use the run spec {origin}: {path}: {reason}",
+        why="a value outside its bounds would be refused by every other node",
+        fix=f"allowed for {path}: {allowed}" if allowed else f"see [{path}] in examples/demo.toml",
+    )
+
+
+def _section(path: str) -> type[_Section]:
+    section: type[_Section] = RunSpec
+    for name in filter(None, path.split(".")):
+        section = {field.name: field.type for field in msgspec.structs.fields(section)}[name]
+    return section
+
+
+def _allowed(section: type[_Section], key: str) -> str:
+    field_type = {field.name: field.type for field in msgspec.inspect.type_info(section).fields}[key]  # type: ignore[attr-defined]
+    match field_type:
+        case msgspec.inspect.LiteralType(values=values):
+            return ", ".join(str(value) for value in values)
+        case msgspec.inspect.IntType() | msgspec.inspect.FloatType():
+            return _range_of(field_type)
+        case msgspec.inspect.VarTupleType(item_type=msgspec.inspect.FloatType() as item, max_length=length):
+            return f"a list of up to {length} numbers, each {_range_of(item)}"
+        case msgspec.inspect.StrType(pattern=pattern):
+            return f"text that matches {pattern}"
+    return ""
+
+
+def _range_of(number: msgspec.inspect.IntType | msgspec.inspect.FloatType) -> str:
+    low = f"from {number.ge:,}" if number.ge is not None else f"above {number.gt:,}"
+    high = f"to {number.le:,}" if number.le is not None else f"below {number.lt:,}"
+    return f"{low} {high}"
