@@ -32,6 +32,9 @@ Label = Annotated[str, Meta(max_length=64)]
 Kind = Annotated[str, Meta(min_length=1, max_length=16)]
 """The name of a register; NOTICE_BODIES lists those in use."""
 
+NOTICE_BODY_BYTES_MAX = 12 << 10
+NoticeBody = Annotated[bytes, Meta(max_length=NOTICE_BODY_BYTES_MAX)]
+
 CHUNK_BYTES = 1 << 20
 """Shards are cut every CHUNK_BYTES. Part of the format, not a limit: another value gives other roots."""
 
@@ -99,7 +102,7 @@ class Notice(Message, frozen=True):
     kind: Kind
     incarnation: Count
     sequence: Count
-    body: Annotated[bytes, Meta(max_length=12 << 10)]
+    body: NoticeBody
     signature: Signature
 
 
@@ -111,7 +114,7 @@ class NoticeClaim(Message, frozen=True):
     kind: Kind
     incarnation: Count
     sequence: Count
-    body: Annotated[bytes, Meta(max_length=12 << 10)]
+    body: NoticeBody
 
 
 class Heartbeat(Message, frozen=True):
@@ -136,8 +139,8 @@ class Heartbeat(Message, frozen=True):
     """A goodbye: the member is shutting down on purpose."""
 
 
-class FragmentEntry(Message, frozen=True):
-    """A published snapshot of one fragment of the author's live weights."""
+class FragmentEntry(msgspec.Struct, frozen=True, kw_only=True, array_like=True, forbid_unknown_fields=True):
+    """A published snapshot of one fragment of the author's live weights; an array, so that 128 fit a notice."""
 
     fragment: Count
     step: Count
@@ -415,3 +418,15 @@ class RecordNotHeld(Message, frozen=True):
 
 MergeRequest = MergeCall | MergePlan | MergeAccept | MergeCommit | WantRecord
 """What may be asked on MERGE_PROTOCOL."""
+
+MergeReply = (
+    MergeOffer
+    | Outbid
+    | Elsewhere
+    | MergeResults
+    | Acknowledgement
+    | Noted
+    | CommittedRecord
+    | RecordNotHeld
+)
+"""What may be answered there."""

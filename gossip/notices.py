@@ -22,7 +22,15 @@ import trio
 from blake3 import blake3
 from msgspec.structs import replace
 
-from gossip.messages import NOTICE_BODIES, Message, Notice, NoticeClaim, Version, Versions
+from gossip.messages import (
+    NOTICE_BODIES,
+    NOTICE_BODY_BYTES_MAX,
+    Message,
+    Notice,
+    NoticeClaim,
+    Version,
+    Versions,
+)
 from p2p.codec import decode, encode
 from p2p.errors import MalformedMessage
 from p2p.identity import Signer
@@ -117,10 +125,8 @@ class NoticeTable:
         )
         notice = replace(unsigned, signature=self._signer.sign(PURPOSE, self._claim_bytes(unsigned)))
         wire = encode(notice)
-        if len(wire) > self._limits.notice_bytes_max:
-            raise ValueError(
-                f"a {kind} notice of {len(wire)} bytes, the limit is {self._limits.notice_bytes_max}"
-            )
+        if len(notice.body) > NOTICE_BODY_BYTES_MAX or len(wire) > self._limits.notice_bytes_max:
+            raise ValueError(f"a {kind} notice of {len(wire)} bytes is more than peers accept")
         self._said[kind] = body
         self._hold(_Register(notice, body, _version_of(notice, wire), len(wire)))
         return notice

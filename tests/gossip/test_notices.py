@@ -8,7 +8,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gossip.messages import Fragments, Notice
+from gossip.messages import FragmentEntry, Fragments, Notice, ShardRef
 from gossip.notices import AUTHOR_SILENCE_S, PURPOSE, NoticeTable, Verdict
 from p2p.codec import encode
 from p2p.limits import DEFAULT_LIMITS, Limits
@@ -157,6 +157,17 @@ async def test_change_feed_coalesces_and_starts_with_what_is_held():
     assert nothing_more.cancelled_caught
 
 
+def test_the_largest_notices_within_their_own_bounds_are_accepted():
+    entry = FragmentEntry(fragment=2**53, step=2**53, shard=ShardRef(root=bytes(32), size=1 << 30))
+    address = "/dns4/" + "a" * 240 + "/tcp/4100"
+    said, held = table(BOB), table()
+    for kind, body in (
+        ("fragments", Fragments(entries=[entry] * 128)),
+        ("heartbeat", heartbeat(addresses=[address] * 8, agent="x" * 64)),
+    ):
+        assert held.offer(said.publish(kind, body), 0.0) is Verdict.ACCEPTED
+
+
 def test_publishing_too_much_is_refused():
-    with pytest.raises(ValueError, match="limit"):
+    with pytest.raises(ValueError, match="more than peers accept"):
         table(limits=Limits(notice_bytes_max=300)).publish("heartbeat", heartbeat())
