@@ -7,16 +7,14 @@ been observed a wait is the bound itself, or what the bytes to be moved need at 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 
-from gossip.messages import Ballot
 from p2p.limits import Limits
-from p2p.transport import PeerId
 
 SLACK = 4.0
 """A wait is this many times the longest of the last observations."""
 OBSERVATIONS_KEPT = 16
-CALL_FLOOR_S = 1.0
+CALL_FLOOR_S = 3.0
+"""Patience with a slow member is worth seconds: who is left out of a merge loses the steps since its last."""
 TRANSFER_FLOOR_S = 3.0
 
 
@@ -29,11 +27,11 @@ class MergePace:
         self._transfers_s: deque[float] = deque(maxlen=OBSERVATIONS_KEPT)
 
     def called(self, duration_s: float) -> None:
-        """A call was answered after ``duration_s``."""
+        """A call was answered after ``duration_s``, here or elsewhere."""
         self._calls_s.append(duration_s)
 
     def transferred(self, duration_s: float) -> None:
-        """A transfer (an owner's sums, a member's results) was done after ``duration_s``."""
+        """A transfer (an owner's sums, a member's results) was done after ``duration_s``, here or elsewhere."""
         self._transfers_s.append(duration_s)
 
     def missed(self) -> None:
@@ -64,12 +62,3 @@ class MergePace:
         """The pause of a proposer after ``failures`` attempts in a row, at least 1, that came to nothing."""
         pause_s = self._limits.merge_turn_s * 2.0 ** min(failures - 1, 16) / 2
         return min(self._limits.merge_retry_s_max, pause_s)
-
-
-def turns_before(local: PeerId, ranked: Sequence[PeerId], seen: Ballot | None) -> int:
-    """How many members of ``ranked`` propose before ``local`` does, counted on from the attempt last seen.
-
-    Attempt k belongs to the k-th of the ranking, around and around. Timing only: any ballot is valid.
-    """
-    next_attempt = 0 if seen is None else seen.attempt + 1
-    return (ranked.index(local) - next_attempt) % len(ranked)

@@ -1,14 +1,252 @@
+"""Whole merges in virtual time: who dies when, who is cut off, who comes late; one chain and one anchor in the end."""
+
 from __future__ import annotations
-import pytest, trio
-from tests.gossip.merge_world import open_world
+
+from collections import Counter
+
+import pytest
+import trio
+
+from gossip.merge_record import ranking, record_hash
+from tests.gossip.merge_world import FRAGMENTS, PERIOD_S, World, open_world, peer_named
+
+
+def proposer_of(world: World) -> int:
+    """The number of the member whose turn comes first."""
+    head = world[0].merger.head
+    first = ranking(head, list(world.members))[0]
+    return world.members[first].number
+
+
+def crash_at(world: World, victim: int, event: int) -> list[str]:
+    """Crash ``victim`` at its ``event``-th merge event; returns the list in which its events are kept."""
+    events: list[str] = []
+
+    def hook(peer, name):
+        if peer == peer_named(victim):
+            events.append(name)
+            if len(events) == event:
+                world.crash(victim)
+
+    world.hook = hook
+    return events
+
+
+async def events_of_a_quiet_merge(count: int, replicas: int) -> Counter:
+    """How many events each member has in a merge without faults."""
+    async with open_world(count, replicas=replicas) as world:
+        events = Counter()
+        world.hook = lambda peer, name: events.update([world.members[peer].number])
+        world.due(1)
+        await world.committed(1, within_s=5)
+        await trio.sleep(1)
+        return events
 
 
 @pytest.mark.parametrize("count", range(1, 8))
-async def test_everybody_ends_with_the_sum_of_everybody(count, autojump_clock):
-    async with open_world(count) as world:
+@pytest.mark.parametrize("replicas", [1, 2])
+async def test_everybody_ends_with_the_weighted_sum_of_everybody(count, replicas, autojump_clock):
+    async with open_world(count, replicas=replicas) as world:
         world.due(1)
         took_s = await world.committed(1, within_s=5)
-        print(
-            count, took_s, [(m.merger.statistics().attempts, m.merger.problem, m.offences) for m in world.up]
-        )
+        assert took_s < 0.5  # three exchanges, two transfers of 0.04 s, and nothing that polls
         world.check_agreement()
+        record = world[0].merger.head_record.record
+        assert [c.peer for c in record.contributors] == [peer_named(number) for number in range(count)]
+        weights = [min(1 + number, 1 + count) for number in range(count)]
+        expected = [
+            sum(weight * (number * 1000 + fragment) for number, weight in enumerate(weights))
+            for fragment in range(FRAGMENTS)
+        ]
+        assert all(member.numbers.anchors == [(world[0].merger.head, expected)] for member in world.up)
+        assert all(member.numbers.contributed == [True] for member in world.up)
+        assert sum(member.merger.statistics().attempts for member in world.up) == 1
+        assert not any(member.offences for member in world.up)
+
+
+async def test_merges_follow_each_other(autojump_clock):
+    async with open_world(3) as world:
+        for point in range(1, 6):
+            world.due(point)
+            await world.committed(point, within_s=5)
+        world[1].merger.merge_now()
+        await world.committed(6, within_s=5)
+        world.check_agreement()
+        assert world[0].merger.head_participants == 18
+        assert world[0].merger.head_record.record.point == 5
+        world.due(5)
+        await trio.sleep(10)
+        assert world[0].merger.head_height == 6
+
+
+@pytest.mark.parametrize("count", [3, 4])
+@pytest.mark.parametrize("replicas", [1, 2])
+async def test_the_rest_commits_whoever_dies_at_whatever_message(count, replicas, autojump_clock):
+    quiet = await events_of_a_quiet_merge(count, replicas)
+    for victim, events in quiet.items():
+        for event in range(1, events + 1):
+            async with open_world(count, replicas=replicas) as world:
+                crash_at(world, victim, event)
+                world.due(1)
+                with trio.fail_after(10):
+                    while world[victim].up:
+                        await trio.sleep(0.01)
+                took_s = await world.committed(1, within_s=30)
+                world.check_agreement()
+                assert took_s < 2, (victim, event, took_s)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+async def test_whoever_dies_and_comes_back_ends_on_the_same_chain(replicas, autojump_clock):
+    quiet = await events_of_a_quiet_merge(3, replicas)
+    for victim, events in quiet.items():
+        for event in range(1, events + 1):
+            async with open_world(3, replicas=replicas) as world:
+                crash_at(world, victim, event)
+                world.due(1)
+                with trio.fail_after(10):
+                    while world[victim].up:
+                        await trio.sleep(0.01)
+                world.hook = lambda peer, name: None
+                await trio.sleep(0.3)
+                await world.start(victim)
+                world.due(1)
+                await world.committed(1, within_s=30)
+                world.due(2)
+                await world.committed(2, within_s=30)
+                world.check_agreement()
+                contributors = world[0].merger.head_record.record.contributors
+                assert len(contributors) == 3
+
+
+async def test_all_die_at_any_moment_and_come_back(autojump_clock):
+    """A promise survives on disk; so does a decision of which only the proposer knew."""
+    for moment in range(1, 45):
+        async with open_world(3) as world:
+            world.due(1)
+            await trio.sleep(0.01 * moment)
+            heads = {member.merger.head for member in world.up if member.merger.head_height}
+            for number in range(3):
+                world.crash(number)
+            await trio.sleep(1)
+            await world.start(0, 1, 2)
+            world.due(1)
+            await world.committed(1, within_s=30)
+            world.check_agreement()
+            assert heads <= {world[0].merger.head}, "a decided link was decided again"
+
+
+async def test_a_silent_death_costs_the_deadline_of_a_call(autojump_clock):
+    """As when a machine loses power: nothing breaks, nobody answers."""
+    async with open_world(4) as world:
+        world.due(1)
+        await world.committed(1, within_s=5)
+        silent = proposer_of(world)
+        rest = {peer_named(number) for number in range(4)} - {peer_named(silent)}
+        world.network.partition([peer_named(silent)], rest)
+        for member in world.up:
+            if member.number != silent:
+                member.merger.due(2)
+        began_s = trio.current_time()
+        with trio.fail_after(30):
+            while not all(member.merger.head_height == 2 for member in world.up if member.number != silent):
+                await trio.sleep(0.01)
+        # The next in turn goes after a second; it waits for the silent one's promise, and again for its sums.
+        assert trio.current_time() - began_s < 5
+        world.network.heal()
+        await world.committed(2, within_s=40)
+        world.check_agreement()
+
+
+async def test_everybody_proposing_at_once_ends_in_one_record(autojump_clock):
+    for seed in range(10):
+        async with open_world(4, seed=seed) as world:
+            world.due(1)
+            await trio.sleep(0.02 * seed)
+            for member in world.up:
+                member.merger._nursery.start_soon(member.merger._propose)
+            await world.committed(1, within_s=30)
+            world.check_agreement()
+
+
+async def test_a_minority_waits_and_says_so_and_the_majority_goes_on(autojump_clock):
+    async with open_world(5) as world:
+        world.due(1)
+        await world.committed(1, within_s=5)
+        world.network.partition([peer_named(0), peer_named(1)], [peer_named(n) for n in (2, 3, 4)])
+        await trio.sleep(15)
+        world.due(2)
+        await trio.sleep(20)
+        assert [world[n].merger.head_height for n in range(5)] == [1, 1, 2, 2, 2]
+        assert world[0].merger.problem == "merge 2: 2 of the 3 promises needed, 5 members count"
+        assert world[2].merger.problem == ""
+        world.network.heal()
+        await world.committed(2, within_s=10)
+        world.check_agreement()
+        assert world[0].merger.problem == ""
+
+
+async def test_after_a_long_partition_the_larger_branch_wins(autojump_clock):
+    async with open_world(5) as world:
+        world.due(1)
+        await world.committed(1, within_s=5)
+        world.network.partition([peer_named(0), peer_named(1)], [peer_named(n) for n in (2, 3, 4)])
+        await trio.sleep(3.5 * PERIOD_S)
+        world.due(2)
+        await world.committed(2, within_s=10)
+        minority, majority = world[0].merger.head_record, world[2].merger.head_record
+        assert minority.record.absent == [peer_named(n) for n in (2, 3, 4)]
+        assert majority.record.absent == [peer_named(n) for n in (0, 1)]
+        world.network.heal()
+        with trio.fail_after(10):
+            while len({member.merger.head for member in world.up}) > 1:
+                await trio.sleep(0.1)
+        assert world[0].merger.head == record_hash(majority.record)
+        world.due(3)
+        await world.committed(3, within_s=10)
+        world.check_agreement()
+        record = world[0].merger.head_record.record
+        assert len(record.contributors) == 5
+        assert record.participants_total == 5 + 3 + 5
+        assert not any(member.offences for member in world.up)
+
+
+async def test_the_last_of_two_goes_on_alone_after_three_periods(autojump_clock):
+    async with open_world(2) as world:
+        world.due(1)
+        await world.committed(1, within_s=5)
+        world.crash(1)
+        world.due(2)
+        await trio.sleep(2 * PERIOD_S)
+        assert world[0].merger.head_height == 1
+        await world.committed(2, within_s=2 * PERIOD_S)
+
+
+async def test_a_restarted_member_does_not_take_its_own_silence_for_the_others(autojump_clock):
+    async with open_world(3) as world:
+        world.due(1)
+        await world.committed(1, within_s=5)
+        for number in range(3):
+            world.crash(number)
+        await trio.sleep(10 * PERIOD_S)
+        await world.start(0)
+        world.due(2)
+        await trio.sleep(2 * PERIOD_S)
+        assert world[0].merger.head_height == 1
+
+
+async def test_a_late_joiner_takes_the_chain_and_contributes_to_the_next_merge(autojump_clock):
+    async with open_world(4) as world:
+        world.crash(3)
+        await trio.sleep(1)
+        for point in (1, 2, 3):
+            world.due(point)
+            await world.committed(point, within_s=5)
+        world[3].disk.files.clear()
+        await world.start(3)
+        await world.committed(3, within_s=5)
+        assert world[3].numbers.contributed == [False]
+        world.due(4)
+        await world.committed(4, within_s=5)
+        world.check_agreement()
+        assert peer_named(3) in [c.peer for c in world[0].merger.head_record.record.contributors]

@@ -1,0 +1,288 @@
+"""A member's side of a merge: it promises, contributes, sums, accepts, and tells what it holds.
+
+Owns this node's word on the present link (``merges/promise``, sealed) and what it has contributed to it. Every
+request is checked here before anything is done about it. A promise and an acceptance are on disk before anybody
+hears of them; a record is accepted only while all its results are held, so that whatever a quorum decides can be
+had from most of the electorate, whoever dies.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Collection
+
+import trio
+
+from gossip.disk import Disk
+from gossip.merge_acceptor import AcceptorState, accept, promise
+from gossip.merge_chain import MergeChain, sealed, unsealed
+from gossip.merge_record import (
+    Link,
+    RecordRefused,
+    check_committed,
+    check_contributions,
+    check_record,
+    record_hash,
+    sign_acknowledgement,
+    sign_contribution,
+)
+from gossip.merge_work import MergeHost, MergeWork
+from gossip.messages import (
+    AcceptedRecord,
+    Acknowledgement,
+    Ballot,
+    CommittedRecord,
+    Elsewhere,
+    MergeAccept,
+    MergeCall,
+    MergeCommit,
+    MergeOffer,
+    MergePlan,
+    MergeReply,
+    MergeResults,
+    Message,
+    Noted,
+    Outbid,
+    RecordNotHeld,
+    SignedContribution,
+    WantRecord,
+)
+from p2p.codec import decode, encode
+from p2p.errors import CallRefused, GossamerError, MalformedMessage
+from p2p.identity import Signer
+from p2p.limits import Limits
+from p2p.transport import PeerId
+
+PROMISE = "merges/promise"
+ABSENT_PERIODS = 3.0
+"""A proposer leaves a member out of the quorum after this many merge periods without word from it."""
+ABSENT_PERIODS_CONFIRMED = 2.0
+"""An acceptor agrees from this many on: no two members hear the same word at the same time."""
+
+
+class MergeMember:
+    """Answers every request on MERGE_PROTOCOL, this node's own included.
+
+    ``heard(ballot)`` is told of signs of life from a proposer, ``hint(peer, head)`` of records that are not here,
+    ``extend(records)`` of verified records, ``note(peer, code, what)`` of offences.
+    """
+
+    def __init__(
+        self,
+        *,
+        chain: MergeChain,
+        work: MergeWork,
+        host: MergeHost,
+        signer: Signer,
+        disk: Disk,
+        fragments: int,
+        merge_period_s: float,
+        limits: Limits,
+        heard: Callable[[Ballot], None],
+        hint: Callable[[PeerId, bytes], None],
+        extend: Callable[[list[CommittedRecord]], Awaitable[None]],
+        note: Callable[[PeerId, str, str], None],
+    ) -> None:
+        self._chain = chain
+        self._work = work
+        self._host = host
+        self._signer = signer
+        self._local = signer.peer
+        self._disk = disk
+        self._fragments = fragments
+        self._merge_period_s = merge_period_s
+        self._limits = limits
+        self._heard = heard
+        self._hint = hint
+        self._extend = extend
+        self._note = note
+
+        self._state = AcceptorState(parent=chain.head)
+        self._promising = trio.Lock()
+        self._voiceless: bytes | None = None
+        """The link on which a damaged promise file keeps this node from voting."""
+        self._contributing = trio.Lock()
+        self._contributions: dict[bytes, SignedContribution] = {}
+        """What this node offered, by parent, since it last adopted an anchor."""
+        self._adopted = chain.head
+        self._started_s = math.inf
+        self.problem = ""
+        """What keeps this node from voting, for people."""
+
+    async def load(self) -> None:
+        """Read this node's promise back, once the chain is loaded."""
+        self._started_s = trio.current_time()
+        self._adopted = self._chain.head
+        try:
+            data = unsealed(await self._disk.read(PROMISE))
+            self._state = decode(data, AcceptorState, bytes_max=self._limits.frame_bytes_max)
+        except FileNotFoundError:
+            return
+        except MalformedMessage:
+            # Nobody knows what was promised, so nothing may be promised before the next link.
+            self._voiceless = self._chain.head
+
+    @property
+    def promised(self) -> Ballot | None:
+        """The highest ballot promised on the present link."""
+        return self._acceptor(self._chain.link).promised
+
+    def contribution(self, parent: bytes) -> SignedContribution | None:
+        """What this node has offered to the link after ``parent``, and still remembers."""
+        return self._contributions.get(parent)
+
+    def adopted(self, head: bytes) -> None:
+        """The live weights stand on the anchor of ``head`` now."""
+        self._adopted = head
+        self._contributions.clear()
+
+    def absent(self, members: Collection[PeerId], periods: float = ABSENT_PERIODS) -> set[PeerId]:
+        """Who of ``members`` has been unheard for ``periods`` merge periods."""
+        # Who has only just started has heard of nobody, which says nothing about them.
+        up_s = trio.current_time() - self._started_s
+        silence_s = periods * self._merge_period_s
+        return {
+            peer
+            for peer in members
+            if peer != self._local and min(self._host.unheard_s(peer), up_s) > silence_s
+        }
+
+    async def answer(self, peer: PeerId, request: Message) -> MergeReply:
+        """The reply to ``request``. Raises CallRefused."""
+        try:
+            match request:
+                case MergeCall():
+                    return await self._on_call(peer, request)
+                case MergePlan():
+                    return await self._on_plan(peer, request)
+                case MergeAccept():
+                    return await self._on_accept(peer, request)
+                case MergeCommit():
+                    await self._on_commit(peer, request.committed)
+                    return Noted()
+                case WantRecord():
+                    return self._chain.get(request.record) or RecordNotHeld()
+        except RecordRefused as refused:
+            if peer != self._local:
+                self._note(peer, refused.code, refused.what)
+            raise CallRefused(refused.code, refused.what) from refused
+        except CallRefused:
+            raise
+        except GossamerError as error:
+            raise CallRefused("failed", error.what) from error
+        except OSError as error:
+            self.problem = f"this node cannot vote: its promise was not written to disk ({error.strerror})"
+            raise CallRefused("disk", self.problem) from error
+        raise CallRefused("unknown", f"no answer to a {type(request).__name__}")
+
+    # --- requests ---------------------------------------------------------------------------------------------
+
+    async def _on_call(self, peer: PeerId, request: MergeCall) -> MergeOffer | Outbid | Elsewhere:
+        link = self._chain.link
+        if request.parent != link.parent:
+            return self._elsewhere(peer, request.parent)
+        _require(peer == request.ballot.proposer, "a call under another peer's ballot")
+        _require(request.height == link.height and request.point >= link.point, "a call for another link")
+        self._check_absent(request.absent)
+        async with self._promising:
+            state, answer = promise(self._acceptor(link), request.ballot)
+            await self._write(link, state)
+        self._heard(request.ballot)
+        if isinstance(answer, Outbid):
+            return answer
+        return MergeOffer(contribution=await self._contribute(link, request.point), accepted=answer)
+
+    async def _on_plan(self, peer: PeerId, request: MergePlan) -> MergeResults | Outbid | Elsewhere:
+        link = self._chain.link
+        if request.parent != link.parent:
+            return self._elsewhere(peer, request.parent)
+        promised = self._acceptor(link).promised
+        if promised is not None and request.ballot < promised:
+            return Outbid(ballot=promised)
+        _require(peer == request.ballot.proposer and request.ballot == promised, "a plan without a promise")
+        own = self._contributions.get(link.parent)
+        if own is None or own not in request.contributors:
+            raise CallRefused("not-planned", "the plan does not contain what this owner offered")
+        check_contributions(link.run, link.parent, request.contributors, self._fragments, self._signer)
+        self._heard(request.ballot)
+        return await self._work.sum_owned(request, own)
+
+    async def _on_accept(self, peer: PeerId, request: MergeAccept) -> Acknowledgement | Outbid | Elsewhere:
+        link, record = self._chain.link, request.record
+        if record.parent != link.parent:
+            return self._elsewhere(peer, record.parent)
+        _require(peer == request.ballot.proposer, "a record under another peer's ballot")
+        _require(record.ballot <= request.ballot, "a record from a later ballot")
+        promised = self._acceptor(link).promised
+        if promised is not None and request.ballot < promised:
+            return Outbid(ballot=promised)
+        check_record(record, link, self._fragments, self._signer)
+        # A record proposed again was judged by its first acceptors; who was absent then may be back by now.
+        if record.ballot == request.ballot:
+            self._check_absent(record.absent)
+            self._check_founders(link, {PeerId(entry.peer) for entry in record.roster})
+        self._heard(request.ballot)
+        holders = [peer, *map(PeerId, request.holders)]
+        await self._work.verify_and_obtain(record, request.disputed, holders, request.timeout_s)
+        async with self._promising:
+            proposal = AcceptedRecord(ballot=request.ballot, record=record)
+            state, outbid = accept(self._acceptor(link), proposal)
+            await self._write(link, state)
+        return outbid or sign_acknowledgement(self._signer, record, request.ballot)
+
+    async def _on_commit(self, peer: PeerId, committed: CommittedRecord) -> None:
+        link = self._chain.link
+        if committed.record.parent == link.parent:
+            check_committed(committed, link, self._fragments, self._signer)
+            await self._extend([committed])
+        else:
+            self._hint(peer, record_hash(committed.record))
+
+    def _elsewhere(self, peer: PeerId, parent: bytes) -> Elsewhere:
+        self._hint(peer, parent)
+        link = self._chain.link
+        return Elsewhere(head=link.parent, height=link.height - 1, participants=link.participants_total)
+
+    def _check_absent(self, absent: list[str]) -> None:
+        """Raise CallRefused when a member is to be left out of the quorum that was heard of here lately."""
+        present = {PeerId(peer) for peer in absent} - self.absent(
+            [PeerId(peer) for peer in absent], ABSENT_PERIODS_CONFIRMED
+        )
+        if present:
+            raise CallRefused("present", f"{min(present)} has been heard of lately")
+
+    def _check_founders(self, link: Link, founders: set[PeerId]) -> None:
+        alive = set(self._host.alive())
+        if link.is_genesis and 2 * len(alive & founders) <= len(alive):
+            raise CallRefused("minority", "most members alive here would have no voice in the first record")
+
+    # --- this node's word -------------------------------------------------------------------------------------
+
+    def _acceptor(self, link: Link) -> AcceptorState:
+        return self._state if self._state.parent == link.parent else AcceptorState(parent=link.parent)
+
+    async def _write(self, link: Link, state: AcceptorState) -> None:
+        """Make ``state`` durable, while ``_promising`` is held."""
+        if link.parent != self._chain.head:
+            raise CallRefused("decided", "this link has been decided")
+        if link.parent == self._voiceless:
+            self.problem = "this node cannot vote on this merge: the file with its promise was damaged"
+            raise CallRefused("voiceless", self.problem)
+        if state != self._state:
+            await self._disk.write_atomic(PROMISE, sealed(encode(state)))
+            self._state = state
+        self.problem = ""
+
+    async def _contribute(self, link: Link, point: int) -> SignedContribution | None:
+        async with self._contributing:
+            # Before the last anchor is adopted the live weights do not stand on it yet.
+            if link.parent not in self._contributions and self._adopted == link.parent == self._chain.head:
+                contribution = await self._host.contribute(link.parent, point)
+                if contribution is not None:
+                    self._contributions[link.parent] = sign_contribution(self._signer, link, contribution)
+            return self._contributions.get(link.parent)
+
+
+def _require(holds: bool, what: str) -> None:
+    if not holds:
+        raise RecordRefused("malformed", what)
