@@ -129,6 +129,7 @@ class FlowStream(trio.abc.HalfCloseableStream):
         self._check_open()
 
     async def _wait_credit(self) -> None:
+        self._check_open()
         while self._credit <= 0:
             await self._writable.park()
             self._check_open()
@@ -176,6 +177,9 @@ class FlowStream(trio.abc.HalfCloseableStream):
                 if not self._eof_sent:
                     self._eof_sent = True
                     self._sink.send_eof(self)
+                if not self._eof_received:
+                    # After the end of our bytes, so it only stops the other side's sending, at once.
+                    self._sink.send_reset(self)
                 self._sink.forget(self)
             self._unread.clear()
             self._wake()

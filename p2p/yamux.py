@@ -101,10 +101,6 @@ class Session:
         finally:
             self.end("this node closed the connection")
             self._accepted_send.close()
-            for stream in self._streams.values():
-                stream.break_off(self.reason)
-            self._streams.clear()
-            self._outbox_drained.unpark_all()
             self.closed.set()
             with trio.CancelScope(shield=True):
                 await trio.aclose_forcefully(self._carrier)
@@ -113,6 +109,10 @@ class Session:
         """End the connection now. The first reason given is the one kept."""
         self.reason = self.reason or reason
         self._scope.cancel()
+        for stream in self._streams.values():
+            stream.break_off(self.reason)
+        self._streams.clear()
+        self._outbox_drained.unpark_all()
 
     async def aclose(self, reason: str) -> None:
         """End the connection politely: queued frames leave first, for at most FLUSH_TIMEOUT_S."""
