@@ -1,0 +1,181 @@
+"""Commands that ask a running node: status, peers, invite, merge, export, eval, sample, stop."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.live import Live
+from rich.markup import escape
+
+from cli.common import Common, command
+from cli.views import peers_table, status_text
+from node.config import format_bytes
+
+MERGE_TIMEOUT_S = 150.0
+WORK_TIMEOUT_S = 600.0
+"""Evaluating, sampling and exporting wait for the weights and then for the work."""
+REFRESH_S = 2.0
+
+merge_app = typer.Typer(help="The global merge: one exact average over all members.", no_args_is_help=True)
+
+Which = Annotated[
+    str, typer.Option("--which", help="anchor: the last merge's weights; live: this node's own.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands to ``app``."""
+    panel = "Ask a running node"
+    before: dict[str, Callable[..., None]] = {"status": status, "peers": peers, "invite": invite}
+    after: dict[str, Callable[..., None]] = {
+        "export": export,
+        "eval": evaluate,
+        "sample": sample,
+        "stop": stop,
+    }
+    for name, function in before.items():
+        command(app, name, rich_help_panel=panel)(function)
+    app.add_typer(merge_app, name="merge", rich_help_panel=panel)
+    for name, function in after.items():
+        command(app, name, rich_help_panel=panel)(function)
+
+
+def status(
+    common: Common,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show it anew every two seconds, until Ctrl-C.")
+    ] = False,
+) -> None:
+    """One screen about the node; exit code 0 when it runs, 4 when not."""
+    from node.status import NodeStatus
+
+    def look() -> NodeStatus:
+        return common.ask("status", result_type=NodeStatus)
+
+    if not watch:
+        now = look()
+        common.print(now, status_text(now))
+        return
+    pause = threading.Event()
+    out = common.out()
+    if common.json or not out.is_terminal:
+        while True:
+            now = look()
+            common.print(now, status_text(now) + "\n")
+            pause.wait(REFRESH_S)
+    with Live(status_text(look()), console=out, screen=True, auto_refresh=False) as live:
+        while True:
+            live.update(status_text(look()), refresh=True)
+            pause.wait(REFRESH_S)
+
+
+def peers(common: Common) -> None:
+    """Every member this node knows: how far it is, when it was last heard, what went wrong with it."""
+    from node.status import NodeStatus
+
+    members = common.ask("status", result_type=NodeStatus).peers
+    common.print(members, peers_table(members) if members else "no other member is known yet")
+
+
+def invite(
+    common: Common,
+    peers: Annotated[int, typer.Option("--peers", min=1, max=8, help="Addresses to put in, at most.")] = 3,
+    expires: Annotated[
+        str | None, typer.Option("--expires", help="For example 12h or 7d; never if absent.")
+    ] = None,
+) -> None:
+    """Print one line that lets another machine join: gossamer join LINE."""
+    from node.control import MakeInvite
+
+    expires_s = None if expires is None else parse_duration_s(expires)
+    answer: dict[str, Any] = common.ask("invite", MakeInvite(peers=peers, expires_s=expires_s))
+    common.print(answer, escape(answer["invite"]))
+
+
+@command(merge_app, "now")
+def merge_now(common: Common) -> None:
+    """Merge with every member that is alive, now, and wait until the merge is committed."""
+    from node.control import MergeNow
+    from node.status import MergeReport
+
+    common.err().print("merging: waiting for the others' weights")
+    report = common.ask("merge_now", MergeNow(), result_type=MergeReport, timeout_s=MERGE_TIMEOUT_S)
+    lines = [
+        f"merged   {len(report.contributors)} members in {report.duration_s:.1f} s",
+        f"record   {report.record}  (height {report.height})",
+        f"weights  {report.weights_hash}",
+    ]
+    if report.loss_merged is not None:
+        before = "" if report.loss_before is None else f", {report.loss_before:.4f} before it here"
+        lines.append(f"loss     {report.loss_merged:.4f} on held-out text{before}")
+    common.print(report, "\n".join(lines))
+
+
+def export(
+    common: Common,
+    out: Annotated[Path, typer.Option("--out", metavar="PATH", help="The safetensors file to write.")],
+    dtype: Annotated[str, typer.Option("--dtype", help="fp32 or bf16.")] = "fp32",
+    which: Which = "anchor",
+) -> None:
+    """Write the model as a safetensors file, which loads anywhere."""
+    from node.control import Export
+
+    request = Export(path=str(out.resolve()), dtype=dtype, which=which)  # type: ignore[arg-type]
+    answer: dict[str, Any] = common.ask("export", request, timeout_s=WORK_TIMEOUT_S)
+    text = f"wrote    {answer['path']}  ({format_bytes(answer['bytes'])})\nweights  {answer['weights_hash']}"
+    common.print(answer, text)
+
+
+def evaluate(
+    common: Common,
+    which: Which = "live",
+    bytes_max: Annotated[
+        int | None, typer.Option("--bytes", min=1, help="Held-out bytes to read, at most.")
+    ] = None,
+) -> None:
+    """Measure the loss on held-out text, in nats per byte."""
+    from node.control import Evaluate
+
+    request = Evaluate(which=which, bytes_max=bytes_max)  # type: ignore[arg-type]
+    answer: dict[str, Any] = common.ask("evaluate", request, timeout_s=WORK_TIMEOUT_S)
+    text = f"loss  {answer['loss']:.4f} nats per byte, {which} weights, {answer['held_out_bytes']:,} held-out bytes"
+    common.print(answer, text)
+
+
+def sample(
+    common: Common,
+    prompt: Annotated[str, typer.Argument(help="What the text begins with.")] = "",
+    count: Annotated[int, typer.Option("--count", min=1, max=65536, help="Bytes to write.")] = 400,
+    temperature: Annotated[float, typer.Option("--temperature", min=0, max=10)] = 0.8,
+    which: Which = "live",
+) -> None:
+    """Let the model write text."""
+    from node.control import Sample
+
+    request = Sample(prompt=prompt, count=count, temperature=temperature, which=which)  # type: ignore[arg-type]
+    answer: dict[str, Any] = common.ask("sample", request, timeout_s=WORK_TIMEOUT_S)
+    common.print(answer, escape(answer["text"]))
+
+
+def stop(
+    common: Common,
+    now: Annotated[bool, typer.Option("--now", help="At once: no checkpoint, no goodbye.")] = False,
+) -> None:
+    """Stop the node: it writes a checkpoint, tells its peers and exits within ten seconds."""
+    from node.control import Stop
+
+    common.ask("stop", Stop(now=now))
+    common.print({"stopping": True, "now": now}, "stopped" if now else "stopping: checkpoint, goodbye")
+
+
+def parse_duration_s(text: str) -> int:
+    """``90s``, ``30m``, ``12h`` or ``7d`` to seconds."""
+    match = re.fullmatch(r"(\d+)([smhd]?)", text)
+    if match is None or int(match[1]) == 0:
+        raise typer.BadParameter(f"{text!r} is not a duration; write for example 12h or 7d")
+    return int(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]

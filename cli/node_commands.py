@@ -1,0 +1,189 @@
+"""Commands that make this machine a node: init, run, join.
+
+Only ``run`` and ``join`` import torch and libp2p, and only once everything cheap has been checked.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import signal
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.common import Common, command
+from p2p.errors import GossamerError
+
+if TYPE_CHECKING:
+    from node.config import NodeConfig
+    from node.home import Home
+    from training.run_spec import RunSpec
+
+PARENT_CHECK_S = 0.5
+
+Listen = Annotated[
+    list[str] | None, typer.Option("--listen", metavar="ADDR", help="Listen here; may be repeated.")
+]
+Bootstrap = Annotated[
+    list[str] | None,
+    typer.Option("--bootstrap", metavar="ADDR", help="A peer to start from, .../p2p/PEER; may be repeated."),
+]
+Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
+Threads = Annotated[int | None, typer.Option("--threads", help="Processor threads for training.")]
+Data = Annotated[
+    str | None, typer.Option("--data", metavar="PATH", help="Your text, for runs whose data source is text.")
+]
+Part = Annotated[
+    str | None, typer.Option("--part", metavar="K/N", help="Train on the k-th of n parts of the data.")
+]
+Linger = Annotated[
+    bool, typer.Option("--linger/--no-linger", help="Stay up after the run's last merge, to serve it.")
+]
+ParentOption = Annotated[int | None, typer.Option("--parent", hidden=True)]
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands to ``app``."""
+    for name, function in [("init", init), ("run", run), ("join", join)]:
+        command(app, name, rich_help_panel="Take part")(function)
+
+
+def init(common: Common) -> None:
+    """Create this node's identity and its commented settings file; never touches existing ones."""
+    made = prepare_home(common.home)
+    home = common.home
+    peer, key, config = made
+    lines = [
+        f"identity  {peer}  {home.identity_file} ({'created, ' if key else 'kept, '}mode 0600: back it up)",
+        f"config    {home.config_file} ({'created: defaults, commented' if config else 'kept'})",
+        "next      try it on this machine: gossamer testnet up    join others: gossamer join INVITE",
+    ]
+    result = {
+        "peer": peer,
+        "identity": str(home.identity_file),
+        "config": str(home.config_file),
+        "created": {"identity": key, "config": config},
+    }
+    common.print(result, "\n".join(lines))
+
+
+def run(
+    common: Common,
+    spec: Annotated[
+        str | None,
+        typer.Option("--run", metavar="SPEC.toml|RUN_ID", help="The run; the last one when not given."),
+    ] = None,
+    listen: Listen = None,
+    bootstrap: Bootstrap = None,
+    device: Device = None,
+    threads: Threads = None,
+    data: Data = None,
+    part: Part = None,
+    linger: Linger = True,
+    parent: ParentOption = None,
+) -> None:
+    """Run a node: train, exchange, merge, until Ctrl-C (once: checkpoint and goodbye; twice: at once)."""
+    if parent is not None:
+        _die_with(parent)
+    home = common.home
+    flags = {"listen": listen or None, "device": device, "threads": threads, "data_path": data, "part": part}
+    config = _config(common, home, flags)
+    run_spec, run_id = _parse_run(spec)
+    _live(common, home, config, spec=run_spec, run=run_id, bootstrap=bootstrap or [], linger=linger)
+
+
+def join(
+    common: Common,
+    invite: Annotated[str, typer.Argument(help="The line that a member's `gossamer invite` printed.")],
+    listen: Listen = None,
+    device: Device = None,
+    threads: Threads = None,
+    data: Data = None,
+    part: Part = None,
+    linger: Linger = True,
+) -> None:
+    """Join a swarm by its invite: make an identity if there is none, fetch and check the run spec, run."""
+    from p2p.invite import Invite
+
+    now = datetime.datetime.now(datetime.UTC).timestamp()
+    parsed = Invite.parse(invite, now_unix_s=int(now))
+    home = common.home
+    peer, created, _ = prepare_home(home)
+    flags = {"listen": listen or None, "device": device, "threads": threads, "data_path": data, "part": part}
+    config = _config(common, home, flags)
+    err = common.err()
+    err.print(f"identity  {peer}{' (new)' if created else ''}")
+    err.print(f"run       {parsed.run.hex()[:16]}, by way of {len(parsed.addresses)} address(es)")
+    _live(common, home, config, spec=None, run=parsed.run, bootstrap=parsed.addresses, linger=linger)
+
+
+def prepare_home(home: Home) -> tuple[str, bool, bool]:
+    """Make what ``home`` lacks; returns the peer id, and whether the key and the settings file are new."""
+    from node.config import default_config_text
+    from p2p.identity import Identity
+
+    home.create()
+    new_key = not home.identity_file.exists()
+    identity = Identity.create(home.identity_file) if new_key else Identity.load(home.identity_file)
+    new_config = not home.config_file.exists()
+    if new_config:
+        home.config_file.write_text(default_config_text())
+    return identity.peer, new_key, new_config
+
+
+def _config(common: Common, home: Home, flags: Mapping[str, object]) -> NodeConfig:
+    from node.config import load_config
+
+    level = "debug" if common.debug else "warning" if common.quiet else None
+    return load_config(home.config_file, os.environ, {**flags, "log_level": level}).config
+
+
+def _parse_run(text: str | None) -> tuple[RunSpec | None, bytes | None]:
+    """A run spec's file, or a run id in hexadecimal, or neither."""
+    from training.run_spec import load_run_spec
+
+    if text is None:
+        return None, None
+    if len(text) == 64 and not Path(text).exists():
+        try:
+            return None, bytes.fromhex(text)
+        except ValueError as error:
+            raise GossamerError(
+                f"{text} is neither a run id nor a file", fix="gossamer run --help"
+            ) from error
+    return load_run_spec(Path(text)), None
+
+
+def _live(
+    common: Common,
+    home: Home,
+    config: NodeConfig,
+    *,
+    spec: RunSpec | None,
+    run: bytes | None,
+    bootstrap: Sequence[str],
+    linger: bool,
+) -> None:
+    from node.logs import set_up_logging
+
+    sink = set_up_logging(config, color=not common.no_color)
+    signal.signal(signal.SIGHUP, lambda *_: sink.reopen())
+    from node.daemon import run_node
+
+    run_node(home, config, spec=spec, run=run, bootstrap=bootstrap, linger=linger)
+
+
+def _die_with(parent: int) -> None:
+    """End this process at once when process ``parent`` is no longer its parent: testnets leave no orphans."""
+
+    def watch() -> None:
+        pause = threading.Event()
+        while os.getppid() == parent:
+            pause.wait(PARENT_CHECK_S)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="parent watch", daemon=True).start()

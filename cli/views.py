@@ -1,0 +1,131 @@
+"""How a node's status looks to people: one screen, and one table of peers. Pure functions of NodeStatus."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+from rich.table import Table
+
+from node.config import format_bytes
+
+if TYPE_CHECKING:
+    from node.status import MixReport, NodeStatus, PeerStatus
+
+
+def status_text(status: NodeStatus) -> str:
+    """One screen, in rich markup."""
+    lines = [
+        (
+            "node",
+            f"{escape(status.name)} ({short(status.peer)})  up {duration(status.uptime_s)}  v{status.version}",
+        ),
+        (
+            "run",
+            f"{escape(status.run_name)} ({status.run_id[:16]})  step {status.step:,} of {status.steps_total:,}"
+            f"  [bold]{status.phase}[/]",
+        ),
+        (
+            "train",
+            f"loss {loss(status.loss)}  {status.tokens_per_s:,.0f} bytes/s  {status.device}  "
+            f"{status.parameters:,} parameters",
+        ),
+        ("mix", f"{mix_text(status.last_mix)}   {status.mixes} mixes, {status.mixes_failed} failed"),
+        ("merge", _merge_text(status)),
+        ("net", _net_text(status)),
+        (
+            "disk",
+            f"{format_bytes(status.disk_bytes)} of shards  checkpoint at step {status.checkpoint_step:,}",
+        ),
+    ]
+    if status.refusals:
+        counted = ", ".join(f"{reason} {count}" for reason, count in sorted(status.refusals.items()))
+        lines.append(("refused", escape(counted)))
+    if status.problem:
+        lines.append(("warn", f"[yellow]{escape(status.problem)}[/]"))
+    return "\n".join(f"[dim]{label:<7}[/] {text}" for label, text in lines)
+
+
+def peers_table(peers: Sequence[PeerStatus]) -> Table:
+    """One row for each member, the connected and the advanced first."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in (
+        "peer",
+        "state",
+        "linked",
+        "step",
+        "loss",
+        "heard",
+        "merges",
+        "pulled",
+        "standing",
+        "last problem",
+    ):
+        right = title in ("step", "loss", "heard", "merges", "pulled", "standing")
+        table.add_column(title, justify="right" if right else "left")
+    for peer in sorted(peers, key=lambda peer: (not peer.connected, -peer.step, peer.peer)):
+        table.add_row(
+            short(peer.peer),
+            peer.state,
+            "yes" if peer.connected else "no",
+            f"{peer.step:,}",
+            loss(peer.loss),
+            f"{duration(peer.heard_s_ago)} ago",
+            str(peer.head_height),
+            format_bytes(peer.bytes_pulled),
+            f"{peer.standing:+.1f}",
+            escape(peer.last_problem) or "-",
+        )
+    return table
+
+
+def mix_text(mix: MixReport | None) -> str:
+    """The last mix in a few words: rule, peers, and what it did to the variance."""
+    if mix is None:
+        return "none yet"
+    ratios = f"variance {mix.variance_ratio_before:.2f} -> {mix.variance_ratio_after:.2f}"
+    return f"{mix.rule} with {len(mix.peers)} at step {mix.step:,}, {ratios}"
+
+
+def short(peer: str) -> str:
+    """The last eight characters of a peer id, which tell peers apart."""
+    return peer[-8:]
+
+
+def loss(value: float | None) -> str:
+    """A loss with four decimals, or a dash."""
+    return "-" if value is None else f"{value:.4f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 42s, 3m07s, 2h05m or 4d03h."""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02}s"
+    if whole < 86400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02}m"
+    return f"{whole // 86400}d{whole % 86400 // 3600:02}h"
+
+
+def _merge_text(status: NodeStatus) -> str:
+    merge = status.last_merge
+    if merge is None:
+        return "none yet"
+    losses = (
+        "" if merge.loss_merged is None else f"  loss {loss(merge.loss_before)} -> {loss(merge.loss_merged)}"
+    )
+    return (
+        f"height {merge.height}, {len(merge.contributors)} contributors, "
+        f"weights {merge.weights_hash[:16]}{losses}"
+    )
+
+
+def _net_text(status: NodeStatus) -> str:
+    connected = sum(peer.connected for peer in status.peers)
+    return (
+        f"{connected} of {len(status.peers)} known members connected  "
+        f"sent {format_bytes(status.bytes_sent)}, received {format_bytes(status.bytes_received)}"
+    )
