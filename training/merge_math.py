@@ -47,4 +47,4 @@ def weighted_average(inputs: Sequence[tuple[Tensor, int]]) -> Tensor:
 
 def weights_hash(values: Tensor) -> bytes:
     """BLAKE3, 32 bytes, of the little-endian bytes of flat fp32 ``values``."""
-    return blake3(values.contiguous().numpy().data).digest()
+    return blake3(values.contiguous().view(torch.uint8).numpy().data).digest()

@@ -1,0 +1,183 @@
+"""The daemon's own node in virtual time: it trains, mixes, merges, dies, comes back, and agrees."""
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from netsim.world import World, open_world
+from node.node import Node
+from training.data import Corpus
+from training.run_spec import parse_run_spec
+
+SPEC = parse_run_spec("""
+name = "small-world"
+[model]
+layers = 2
+width = 16
+heads = 2
+context = 16
+[data]
+held_out_bytes = 4096
+[train]
+steps = 400
+batch = 2
+[exchange]
+every_steps = 10
+fragments = 2
+[merge]
+points = [0.5, 1.0]
+wait_s_max = 20
+""")
+
+
+@pytest.fixture(scope="module")
+def corpus() -> Corpus:
+    return small_corpus()
+
+
+def small_corpus() -> Corpus:
+    rng = random.Random(0)
+    words = [bytes(rng.choices(b"abcdefgh ", k=6)) for _ in range(200)]
+    return Corpus.of([b" ".join(rng.choices(words, k=400)) for _ in range(60)])
+
+
+async def until(condition: Callable[[], bool], *, seconds: float) -> float:
+    """Wait for ``condition`` in virtual time; returns how long it took, and fails when it takes longer."""
+    began_s = trio.current_time()
+    with trio.fail_after(seconds):
+        while not condition():
+            await trio.sleep(0.1)
+    return trio.current_time() - began_s
+
+
+def finished(nodes: list[Node]) -> bool:
+    return all(node.phase == "finished" and node.last_merge is not None for node in nodes)
+
+
+def anchors(nodes: list[Node]) -> set[str]:
+    return {node.last_merge.weights_hash for node in nodes if node.last_merge is not None}
+
+
+def live(world: World) -> list[Node]:
+    return [machine.node for machine in world.machines if machine.node is not None]
+
+
+async def test_four_nodes_train_mix_and_end_with_equal_anchors(
+    autojump_clock: MockClock, corpus: Corpus
+) -> None:
+    async with open_world(SPEC, corpus, machines=4, seed=1) as world:
+        nodes = await world.start_all()
+        await until(lambda: finished(nodes) and all(node.merges == 2 for node in nodes), seconds=60)
+        assert len(anchors(nodes)) == 1
+        assert all(node.exchanger.mixes > 5 for node in nodes)
+        assert all(node.last_merge is not None and len(node.last_merge.contributors) == 4 for node in nodes)
+        assert all(node.ledger.refusals.total() == 0 for node in nodes)
+
+
+@pytest.mark.parametrize("victim", range(4))
+async def test_any_node_can_die_and_the_rest_merge_without_it(
+    autojump_clock: MockClock, corpus: Corpus, victim: int
+) -> None:
+    async with open_world(SPEC, corpus, machines=4, seed=2) as world:
+        nodes = await world.start_all()
+        await until(lambda: nodes[victim].trainer.step >= 100, seconds=60)
+        world.kill(victim)
+        rest = live(world)
+        await until(lambda: finished(rest), seconds=90)
+        assert len(anchors(rest)) == 1
+        assert all(node.last_merge is not None and len(node.last_merge.contributors) == 3 for node in rest)
+
+
+async def test_a_killed_node_resumes_under_its_name_and_joins_the_next_merge(
+    autojump_clock: MockClock, corpus: Corpus
+) -> None:
+    async with open_world(SPEC, corpus, machines=4, seed=3) as world:
+        nodes = await world.start_all()
+        name = nodes[0].local
+        await until(lambda: nodes[0].checkpoints.step >= 200, seconds=60)
+        world.kill(0)
+        await trio.sleep(1.0)
+        again = await world.start(0)
+        assert again.local == name
+        await until(lambda: again.trainer.step >= 200, seconds=0.5)
+        nodes = live(world)
+        await until(lambda: finished(nodes), seconds=120)
+        assert len(anchors(nodes)) == 1
+        assert again.last_merge is not None
+        assert name in again.last_merge.contributors
+
+
+async def test_a_node_killed_between_commit_and_checkpoint_takes_the_anchor_again(
+    autojump_clock: MockClock, corpus: Corpus
+) -> None:
+    async with open_world(SPEC, corpus, machines=3, seed=6) as world:
+        nodes = await world.start_all()
+        await until(lambda: nodes[1].merger.head_height == 1, seconds=60)
+        world.kill(1)
+        again = await world.start(1, bootstrap=0)
+        await until(lambda: again.merges == 1, seconds=5)
+        assert again.merge_host.anchor is not None
+        assert anchors([again, nodes[0], nodes[2]]) == anchors([nodes[0]])
+
+
+async def test_a_late_node_takes_the_anchor_and_contributes_to_the_next_merge(
+    autojump_clock: MockClock, corpus: Corpus
+) -> None:
+    async with open_world(SPEC, corpus, machines=4, seed=4) as world:
+        nodes = [await world.start(number, bootstrap=0 if number else None) for number in range(3)]
+        await until(lambda: all(node.merges == 1 for node in nodes), seconds=60)
+        late = await world.start(3, bootstrap=1)
+        await until(lambda: late.merges == 1, seconds=10)
+        assert late.last_merge is not None
+        assert not late.last_merge.contributed
+        assert anchors([late]) == anchors(nodes)
+        await until(lambda: finished([*nodes, late]), seconds=120)
+        assert len(anchors([*nodes, late])) == 1
+
+
+REPLAY = """
+import trio
+import tests.conftest  # quiet logs
+from trio.testing import MockClock
+from netsim.determinism import deterministic_scheduling
+from netsim.world import open_world
+from tests.netsim.test_world import SPEC, finished, small_corpus, until
+
+async def main():
+    async with open_world(SPEC, small_corpus(), machines=3, seed=9) as world:
+        nodes = await world.start_all()
+        took_s = await until(lambda: finished(nodes), seconds=120)
+        for node in nodes:
+            traffic = node.runtime.transport.traffic()
+            print(node.last_merge.record, node.loss, took_s, traffic.bytes_sent, traffic.bytes_received)
+
+with deterministic_scheduling(9):
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+"""
+
+
+def test_one_seed_is_one_history_whatever_the_hash_seed() -> None:
+    histories = set()
+    for hash_seed in ("1", "2"):
+        environment = {
+            **os.environ,
+            "PYTHONHASHSEED": hash_seed,
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+        }
+        ran = subprocess.run(
+            [sys.executable, "-c", REPLAY],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=100,
+        )
+        histories.add(ran.stdout)
+    assert len(histories) == 1
