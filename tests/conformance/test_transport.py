@@ -110,16 +110,17 @@ async def test_streams_obey_trios_own_contract(clock: Clock, pair: Pair) -> None
 
     async def make_clogged_pair() -> tuple[Stream, Stream]:
         ours, theirs = await make_pair()
-        # Exactly one window minus what the negotiation used: no byte more can be sent.
         async with trio.open_nursery() as nursery:
             for stream in (ours, theirs):
                 nursery.start_soon(fill, stream)
         return ours, theirs
 
     async def fill(stream: Stream) -> None:
-        with trio.move_on_after(0.1):
-            while True:
-                await stream.send_all(b"x" * 1024)
+        clogged = False
+        while not clogged:
+            with trio.move_on_after(0.2) as patience:
+                await stream.send_all(bytes(16 << 10))
+            clogged = patience.cancelled_caught
 
     await trio.testing.check_half_closeable_stream(make_pair, make_clogged_pair)
 
