@@ -273,14 +273,23 @@ class Merger:
             outcome = await self._carry_out(proposal)
         match outcome:
             case Concluded():
-                self._commits += 1
-                await self._extend([outcome.committed])
-                contributors = {PeerId(c.peer) for c in outcome.committed.record.contributors}
-                for peer in sorted((proposal.called | contributors) - {self._local}):
-                    self._nursery.start_soon(self._tell, peer, MergeCommit(committed=outcome.committed))
+                await self._conclude(outcome.committed, proposal.called)
             case Failed():
                 self._turns.failed(ballot, outcome.outbid, trio.current_time())
                 self._problem = f"merge {link.height}: {outcome.why}"
+
+    async def _conclude(self, committed: CommittedRecord, called: frozenset[PeerId]) -> None:
+        """Tell everybody, and take the record over."""
+        self._commits += 1
+        contributors = {PeerId(contribution.peer) for contribution in committed.record.contributors}
+        for peer in sorted((called | contributors) - {self._local}):
+            self._nursery.start_soon(self._tell, peer, MergeCommit(committed=committed))
+        try:
+            await self._extend([committed])
+        except OSError as error:
+            # The others have it; here it will be fetched again for as long as the disk refuses it.
+            self._turns.failed(committed.ballot, None, trio.current_time())
+            self._problem = f"merge {committed.record.height} cannot be written to disk: {error.strerror}"
 
     def _alive(self) -> frozenset[PeerId]:
         return frozenset(self._host.alive()) | {self._local}

@@ -10,7 +10,6 @@ import contextlib
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 
-import msgspec
 import trio
 from blake3 import blake3
 
@@ -160,7 +159,6 @@ class Member:
         self.last_seen_s: dict[PeerId, float] = {}
         self.offences: list[tuple[PeerId, str]] = []
         self.numbers = IntegerHost(self)
-        self.up = False
         self.host: SimHost
         self.merger: Merger
 
@@ -184,16 +182,17 @@ class Member:
                 reach=self.reach,
             )
             await self.merger.load()
-            self.up = True
-            try:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self.merger.run)
-                    nursery.start_soon(self._watch)
-                    nursery.start_soon(self._mingle)
-                    await self._connect()
-                    task_status.started()
-            finally:
-                self.up = False
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.merger.run)
+                nursery.start_soon(self._watch)
+                nursery.start_soon(self._mingle)
+                await self._connect()
+                task_status.started()
+
+    @property
+    def up(self) -> bool:
+        """Whether it lives now."""
+        return self.peer in self.world.network.hosts
 
     async def reach(self, peer: PeerId) -> None:
         """Connect if need be."""
@@ -244,7 +243,6 @@ class World:
     def crash(self, number: int) -> None:
         """Kill a member where it stands."""
         if self[number].up:
-            self[number].up = False
             self.network.crash(self[number].peer)
 
     @property
@@ -285,8 +283,3 @@ async def open_world(count: int, *, replicas: int = 1, seed: int = 0) -> AsyncIt
         await world.start(*range(count))
         yield world
         nursery.cancel_scope.cancel()
-
-
-def copy_of(message: msgspec.Struct, **changes: object) -> msgspec.Struct:
-    """``message`` with ``changes``, as a forger would make it."""
-    return msgspec.structs.replace(message, **changes)

@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 
 import pytest
 import trio
+from msgspec.structs import replace
 
-from gossip.merge_record import ranking, record_hash
-from tests.gossip.merge_world import FRAGMENTS, PERIOD_S, World, open_world, peer_named
+from gossip.merge_chain import RECORDS
+from gossip.merge_member import PROMISE
+from gossip.merge_record import Link, genesis_hash, ranking, record_hash, sign_acknowledgement
+from gossip.messages import (
+    MERGE_PROTOCOL,
+    Ballot,
+    CommittedRecord,
+    MergeAccept,
+    MergeCall,
+    MergeCommit,
+    MergePlan,
+    MergeReply,
+)
+from p2p.errors import CallRefused
+from p2p.rpc import call
+from tests.gossip.merge_world import FRAGMENTS, LIMITS, PERIOD_S, CheapSigner, World, open_world, peer_named
+from tests.gossip.test_merge_record import FIRST
+from tests.gossip.world import RUN
 
 
-def proposer_of(world: World) -> int:
-    """The number of the member whose turn comes first."""
-    head = world[0].merger.head
+def proposer_of(world: World, head: bytes | None = None) -> int:
+    """The number of the member whose turn comes first after ``head``, or after the present head."""
+    head = head or world[0].merger.head
     first = ranking(head, list(world.members))[0]
     return world.members[first].number
 
@@ -250,3 +268,207 @@ async def test_a_late_joiner_takes_the_chain_and_contributes_to_the_next_merge(a
         await world.committed(4, within_s=5)
         world.check_agreement()
         assert peer_named(3) in [c.peer for c in world[0].merger.head_record.record.contributors]
+
+
+async def test_a_newcomer_takes_a_chain_that_is_longer_than_anyone_keeps(autojump_clock):
+    async with open_world(3) as world:
+        world.crash(2)
+        await trio.sleep(1)
+        kept = LIMITS.merge_records_kept
+        for point in range(1, kept + 6):
+            world.due(point)
+            await world.committed(point, within_s=5)
+        assert len(world[0].disk.files) == kept + 1
+        await world.start(2)
+        await world.committed(kept + 5, within_s=10)
+        world.due(kept + 6)
+        await world.committed(kept + 6, within_s=5)
+        world.check_agreement()
+        assert not any(member.offences for member in world.up)
+
+
+async def test_a_member_that_missed_one_commit_walks_to_it_before_the_next(autojump_clock):
+    async with open_world(3) as world:
+        world.due(1)
+        await world.committed(1, within_s=5)
+        world.crash(2)
+        world.due(2)
+        await world.committed(2, within_s=10)
+        await world.start(2)
+        world.due(3)  # The call finds the restarted member a link behind.
+        await world.committed(3, within_s=10)
+        world.check_agreement()
+
+
+async def test_a_lying_owner_is_outvoted_by_the_sums_themselves(autojump_clock):
+    async with open_world(4, replicas=2) as world:
+        liar = next(n for n in range(4) if n != proposer_of(world))
+        world[liar].numbers.lies_about = set(range(FRAGMENTS))
+        world.due(1)
+        await world.committed(1, within_s=10)
+        world.check_agreement()
+        anchor = world[0].numbers.anchors[0][1]
+        assert anchor == [sum((n + 1) * (1000 * n + f) for n in range(4)) for f in range(FRAGMENTS)]
+        assert (peer_named(liar), "equivocation") in world[proposer_of(world, genesis_hash(RUN))].offences
+
+
+async def test_inputs_that_the_host_refuses_are_left_out(autojump_clock):
+    async with open_world(4) as world:
+        for member in world.up:
+            if member.number != 2:
+                member.numbers.refuses = {peer_named(2)}
+        world.due(1)
+        await world.committed(1, within_s=10)
+        world.check_agreement()
+        assert [c.peer for c in world[0].merger.head_record.record.contributors] == [
+            peer_named(n) for n in (0, 1, 3)
+        ]
+        assert world[2].numbers.contributed == [False]
+
+
+async def test_a_member_without_disk_space_does_not_vote_and_says_so(autojump_clock):
+    async with open_world(4) as world:
+        world[1].disk.capacity_bytes = 0
+        world.due(1)
+        with trio.fail_after(10):
+            while not all(world[n].merger.head_height == 1 for n in (0, 2, 3)):
+                await trio.sleep(0.1)
+        assert world[1].merger.problem.startswith("this node cannot vote")
+        world[1].disk.capacity_bytes = 1 << 20
+        await world.committed(1, within_s=10)
+        world.due(2)
+        await world.committed(2, within_s=10)
+        assert world[1].merger.problem == ""
+        world.check_agreement()
+
+
+async def test_a_damaged_promise_is_silence_until_the_next_link(autojump_clock):
+    async with open_world(3) as world:
+        world.due(1)
+        await trio.sleep(0.2)
+        world.crash(0)
+        world[0].disk.flip_bit(PROMISE, 40)
+        await world.start(0)
+        world.crash(1)
+        world.due(1)
+        await trio.sleep(20)
+        assert world[0].merger.head_height == world[2].merger.head_height == 0
+        await world.start(1)
+        world.due(1)
+        await world.committed(1, within_s=40)
+        world.due(2)
+        await world.committed(2, within_s=5)
+        assert len(world[0].merger.head_record.record.contributors) == 3
+
+
+async def test_a_damaged_record_is_fetched_again(autojump_clock):
+    async with open_world(3) as world:
+        for point in (1, 2):
+            world.due(point)
+            await world.committed(point, within_s=5)
+        world.crash(0)
+        newest = next(path for path in world[0].disk.files if path.endswith(world[1].merger.head.hex()))
+        world[0].disk.flip_bit(newest, 100)
+        await world.start(0)
+        assert world[0].merger.head_height == 1
+        await world.committed(2, within_s=5)
+        world.check_agreement()
+
+
+HOSTILE = {
+    "a call in another's name": lambda link: MergeCall(
+        parent=link.parent, height=1, point=1, ballot=Ballot(attempt=0, proposer=peer_named(0)), absent=[]
+    ),
+    "a call that skips ahead": lambda link: MergeCall(
+        parent=link.parent, height=5, point=1, ballot=Ballot(attempt=0, proposer=peer_named(1)), absent=[]
+    ),
+    "a plan nobody promised": lambda link: MergePlan(
+        parent=link.parent,
+        ballot=Ballot(attempt=0, proposer=peer_named(1)),
+        contributors=FIRST.contributors,
+        timeout_s=1.0,
+    ),
+    "a record with forged contributions": lambda link: MergeAccept(
+        ballot=Ballot(attempt=9, proposer=peer_named(1)),
+        record=replace(FIRST, contributors=[replace(c, weight=1) for c in FIRST.contributors]),
+        holders=[],
+        disputed=[],
+        timeout_s=1.0,
+    ),
+    "a commit without a quorum": lambda link: MergeCommit(
+        committed=CommittedRecord(
+            record=FIRST,
+            ballot=FIRST.ballot,
+            acknowledgements=[sign_acknowledgement(CheapSigner(peer_named(1)), FIRST, FIRST.ballot)],
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("attack", HOSTILE)
+async def test_a_hostile_request_is_refused_counted_and_changes_nothing(attack, autojump_clock):
+    async with open_world(2) as world:
+        request = HOSTILE[attack](Link.genesis(RUN))
+        with pytest.raises(CallRefused):
+            await call(world[1].host, peer_named(0), MERGE_PROTOCOL, request, MergeReply, timeout_s=5)
+        assert world[0].offences[0][0] == peer_named(1)
+        assert world[0].disk.files == {}
+        assert world[0].merger.head_height == 0
+
+
+async def test_members_that_were_heard_lately_cannot_be_left_out(autojump_clock):
+    async with open_world(3) as world:
+        world.due(1)
+        await world.committed(1, within_s=5)
+        link = Link.after(world[0].merger.head_record.record)
+        grab = MergeCall(
+            parent=link.parent,
+            height=2,
+            point=2,
+            ballot=Ballot(attempt=0, proposer=peer_named(1)),
+            absent=[peer_named(2)],
+        )
+        with pytest.raises(CallRefused) as refused:
+            await call(world[1].host, peer_named(0), MERGE_PROTOCOL, grab, MergeReply, timeout_s=5)
+        assert refused.value.code == "present"
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_a_stormy_day_leaves_one_chain(seed, autojump_clock):
+    """Crashes, restarts and partitions shorter than three periods; at no height do two records ever exist."""
+    luck = random.Random(seed)
+    async with open_world(5, replicas=1 + seed % 2, seed=seed) as world:
+        for point in range(1, 6):
+            world.due(point)
+            for _ in range(4):
+                await trio.sleep(luck.random())
+                match luck.randrange(4):
+                    case 0:
+                        world.crash(luck.randrange(5))
+                    case 1:
+                        left = set(luck.sample(range(5), luck.randint(1, 2)))
+                        world.network.partition(
+                            [peer_named(n) for n in left], [peer_named(n) for n in set(range(5)) - left]
+                        )
+                    case _:
+                        world.network.heal()
+                        await world.start(*(n for n in range(5) if not world[n].up))
+                        world.due(point)
+        world.network.heal()
+        await world.start(*(n for n in range(5) if not world[n].up))
+        world.due(6)
+        with trio.fail_after(120):
+            while not all(
+                member.merger.head_record and member.merger.head_record.record.point == 6
+                for member in world.up
+            ):
+                await trio.sleep(0.1)
+        await world.committed(world[0].merger.head_height, within_s=10)
+        world.check_agreement()
+        names = {}
+        for member in world.members.values():
+            for path in member.disk.files:
+                if path.startswith(RECORDS):
+                    name = path.removeprefix(f"{RECORDS}/")
+                    record = member.merger._chain.get(bytes.fromhex(name)).record
+                    assert names.setdefault(record.height, name) == name

@@ -1,0 +1,229 @@
+"""Acceptors and proposers under every kind of bad luck: never two different records decided for one link.
+
+The machines run without a network: calls and replies lie in one bag from which a seeded generator draws, so that
+they are lost, doubled, reordered and delayed past deadlines at will; proposers start, die and start again; acceptors
+restart with what they had written. Sums are stood in for by names, because nothing here depends on them.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+import pytest
+from blake3 import blake3
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gossip.merge_acceptor import AcceptorState, accept, promise
+from gossip.merge_pace import MergePace
+from gossip.merge_proposer import Ask, Concluded, Failed, Proposal, cover
+from gossip.merge_record import (
+    Link,
+    check_committed,
+    check_record,
+    owners,
+    record_hash,
+    sign_acknowledgement,
+    sign_contribution,
+)
+from gossip.messages import (
+    AcceptedRecord,
+    Ballot,
+    Contribution,
+    FragmentResult,
+    MergeAccept,
+    MergeCall,
+    MergeOffer,
+    MergePlan,
+    MergeResults,
+    Outbid,
+    ShardRef,
+)
+from p2p.codec import decode, encode
+from p2p.errors import CallRefused
+from p2p.limits import Limits
+from tests.gossip.merge_world import CheapSigner, peer_named
+from tests.gossip.test_merge_record import FIRST, PEERS, record_on
+from tests.gossip.world import RUN
+
+FRAGMENTS = 2
+LINKS = {"genesis": Link.genesis(RUN), "later": Link.after(record_on(Link.genesis(RUN), PEERS, PEERS))}
+
+
+def ref(*words):
+    return ShardRef(root=blake3(repr(words).encode()).digest(), size=8)
+
+
+@dataclass
+class Peer:
+    """One member: an acceptor whose state is always written before it answers, and perhaps a proposer."""
+
+    name: str
+    link: Link
+    state: AcceptorState = field(init=False)
+    proposal: Proposal | None = None
+    lives: int = 0
+    forgetful: bool = False
+
+    def __post_init__(self):
+        self.state = AcceptorState(parent=self.link.parent)
+
+    def answer(self, request):
+        """The reply, or None for a refusal."""
+        try:
+            match request:
+                case MergeCall():
+                    state, answer = promise(self.state, request.ballot)
+                    self.write(state)
+                    if isinstance(answer, Outbid):
+                        return answer
+                    inputs = [ref(self.name, self.lives, fragment) for fragment in range(FRAGMENTS)]
+                    offer = Contribution(peer=self.name, weight=1, inputs=inputs)
+                    signed = sign_contribution(CheapSigner(self.name), self.link, offer)
+                    return MergeOffer(contribution=signed, accepted=answer)
+                case MergePlan():
+                    names = [contribution.peer for contribution in request.contributors]
+                    chosen = owners(request.parent, names, FRAGMENTS, 1)
+                    results = [
+                        FragmentResult(
+                            fragment=fragment,
+                            shard=ref(fragment, [c.signature for c in request.contributors]),
+                        )
+                        for fragment in range(FRAGMENTS)
+                        if self.name in chosen[fragment]
+                    ]
+                    return MergeResults(results=results, missing=[])
+                case MergeAccept():
+                    check_record(request.record, self.link, FRAGMENTS, CheapSigner(self.name))
+                    state, outbid = accept(
+                        self.state, AcceptedRecord(ballot=request.ballot, record=request.record)
+                    )
+                    self.write(state)
+                    return outbid or sign_acknowledgement(
+                        CheapSigner(self.name), request.record, request.ballot
+                    )
+        except CallRefused:
+            return None
+
+    def write(self, state):
+        """To disk and back, as every restart does."""
+        if self.forgetful:
+            state = AcceptorState(parent=state.parent, promised=state.promised)
+        self.state = decode(encode(state), AcceptorState, bytes_max=1 << 20)
+
+
+def decided_under(link: Link, count: int, seed: int, loss: float, *, forgetful: bool = False) -> set[bytes]:
+    """The records decided on ``link`` by ``count`` members with the luck of ``seed``."""
+    rng = random.Random(seed)
+    names = [peer_named(number) for number in range(count)]
+    peers = {name: Peer(name, link, forgetful=forgetful) for name in names}
+    bag = []
+    decided = set()
+
+    def perform(peer, proposal, effects):
+        for effect in effects:
+            match effect:
+                case Ask():
+                    bag.append(("request", peer, proposal, effect))
+                case Concluded():
+                    check_committed(effect.committed, link, FRAGMENTS, CheapSigner(names[0]))
+                    decided.add(record_hash(effect.committed.record))
+                    peer.proposal = None
+                case Failed():
+                    peer.proposal = None
+
+    for _ in range(120 * count):
+        luck = rng.random()
+        peer = peers[rng.choice(names)]
+        if luck < 0.04:
+            met = peer.state.promised.attempt if peer.state.promised else -1
+            peer.proposal = Proposal(
+                link=link,
+                ballot=Ballot(attempt=met + 1, proposer=peer.name),
+                point=1,
+                alive=names,
+                absent=[],
+                fragments=FRAGMENTS,
+                replicas=1,
+                pace=MergePace(Limits()),
+                signer=CheapSigner(peer.name),
+            )
+            # What a proposer promises itself is on disk before anybody hears of its ballot.
+            state, _ = promise(peer.state, peer.proposal._ballot)
+            peer.write(state)
+            perform(peer, peer.proposal, peer.proposal.start())
+        elif luck < 0.05:
+            peer.proposal = None
+            peer.lives += 1
+        elif luck < 0.08 and peer.proposal is not None:
+            perform(peer, peer.proposal, peer.proposal.deadline(peer.proposal._stage))
+        elif bag:
+            index = rng.randrange(len(bag))
+            message = bag[index] if rng.random() < 0.1 else bag.pop(index)
+            if rng.random() < loss:
+                continue
+            match message:
+                case "request", asker, proposal, ask:
+                    reply = peers[ask.peer].answer(ask.request)
+                    bag.append(("reply", asker, proposal, (ask, reply)))
+                case "reply", asker, proposal, (ask, reply):
+                    if asker.proposal is not proposal:
+                        continue
+                    if reply is None:
+                        effects = proposal.unanswered(ask.peer, ask.stage)
+                    else:
+                        effects = proposal.answered(ask.peer, ask.stage, reply)
+                    perform(asker, proposal, effects)
+    return decided
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    link=st.sampled_from(sorted(LINKS)),
+    count=st.integers(1, 5),
+    seed=st.integers(0, 1 << 32),
+    loss=st.sampled_from([0.0, 0.05, 0.3]),
+)
+def test_one_link_is_never_decided_twice(link, count, seed, loss):
+    # The electorate of the later link is always the same five; at genesis it is whoever takes part.
+    assert len(decided_under(LINKS[link], count if link == "genesis" else 5, seed, loss)) <= 1
+
+
+def test_the_schedules_do_decide():
+    decisions = sum(len(decided_under(LINKS["later"], 5, seed, 0.05)) for seed in range(20))
+    assert decisions >= 10
+
+
+def test_the_schedules_show_a_broken_acceptor():
+    """A canary: acceptors that do not write down what they accepted decide twice, and it is seen."""
+    assert any(len(decided_under(LINKS["later"], 5, seed, 0.05, forgetful=True)) > 1 for seed in range(60))
+
+
+def test_an_acceptor_refuses_a_second_record_under_one_ballot():
+    ballot = Ballot(attempt=0, proposer=PEERS[0])
+    state, _ = accept(AcceptorState(parent=FIRST.parent), AcceptedRecord(ballot=ballot, record=FIRST))
+    other = record_on(Link.genesis(RUN), contributors=PEERS[:2])
+    with pytest.raises(CallRefused):
+        accept(state, AcceptedRecord(ballot=ballot, record=other))
+    accept(state, AcceptedRecord(ballot=ballot, record=FIRST))
+
+
+def test_nobody_can_use_up_the_ballots():
+    with pytest.raises(CallRefused):
+        promise(AcceptorState(parent=bytes(32)), Ballot(attempt=1 << 40, proposer=PEERS[0]))
+
+
+@pytest.mark.parametrize(
+    ("edges", "expected"),
+    [
+        ([], ""),
+        (["ab"], "b"),
+        (["ab", "ac", "ad"], "a"),
+        (["ad", "bd", "cd"], "d"),
+        (["ab", "ba"], "a"),
+        (["ad", "bd", "cd", "ab", "ac"], "ad"),
+    ],
+)
+def test_blame_falls_on_who_is_in_most_reports(edges, expected):
+    assert cover(tuple(edge) for edge in edges) == set(expected)
