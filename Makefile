@@ -1,0 +1,48 @@
+# Every target makes its own virtual environment first; once it is there, that costs nothing.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.PHONY: demo test test-full check unit conformance processes bench clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PYTEST := $(BIN)/python -m pytest -q
+
+demo: $(READY)  ## four nodes and one alone train on this machine, merge and report: at most five minutes
+	$(BIN)/gossamer testnet up --run examples/demo.toml --nodes 4 --alone 1 --fresh --dir swarm
+
+test: check unit conformance processes  ## what every change must pass
+
+test-full: check  ## everything, the slow tests included
+	$(PYTEST) tests
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+unit: $(READY)
+	$(PYTEST) tests -m "not process and not slow" --ignore tests/conformance
+
+conformance: $(READY)
+	$(PYTEST) tests/conformance -m "not process and not slow"
+
+processes: $(READY)
+	$(PYTEST) tests -m "process and not slow"
+
+bench: $(READY)
+	for bench in benchmarks/[a-z]*.py; do $(BIN)/python -m benchmarks.$$(basename $$bench .py); done
+
+clean:
+	rm -rf $(VENV) swarm *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+
+# torch comes first and by itself: which build of it (CPU or CUDA) pip's configuration decides, and the rest follows.
+$(READY): pyproject.toml constraints.txt scripts/preflight.sh
+	PYTHON=$(PYTHON) bash scripts/preflight.sh
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints.txt)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
