@@ -34,7 +34,14 @@ from gossip.messages import (
     WantSpec,
 )
 from gossip.notices import NoticeTable
-from p2p.errors import CallRefused, GossamerError, MalformedMessage, PeerUnreachable, TransportError
+from p2p.errors import (
+    CallRefused,
+    GossamerError,
+    MalformedMessage,
+    PeerUnreachable,
+    ProtocolUnsupported,
+    TransportError,
+)
 from p2p.limits import Limits
 from p2p.rpc import call, serve_calls
 from p2p.transport import PeerDown, PeerEvent, PeerId, PeerRecord, Transport
@@ -229,6 +236,9 @@ class Links:
             await self._part(peer, refused.code if refused.code in REFUSALS else "refused", refused.what)
         except MalformedMessage as error:
             await self._part(peer, "malformed", error.what)
+        except ProtocolUnsupported:
+            # A newcomer still fetching the spec has nothing to greet with; it greets us, or leaves by HELLO_WAIT_S.
+            log.debug("not greeted", peer=peer)
         except TransportError as error:
             self._book.failed(peer, error.what, trio.current_time())
             await self._transport.disconnect(peer, f"no greeting: {error.what}")
