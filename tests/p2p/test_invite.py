@@ -1,0 +1,101 @@
+"""An invite survives copying, and damage is told apart."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p2p.errors import InviteError
+from p2p.identity import peer_id_of
+from p2p.invite import INVITE_CHARS_MAX, PEERS_MAX, Invite
+
+PEERS = [peer_id_of(bytes([number]) * 32) for number in range(PEERS_MAX)]
+INVITES = st.builds(
+    Invite,
+    run=st.binary(min_size=32, max_size=32),
+    addresses=st.lists(
+        st.sampled_from([f"/ip4/192.0.2.{n}/tcp/4100/p2p/{peer}" for n, peer in enumerate(PEERS)]),
+        min_size=1,
+        max_size=PEERS_MAX,
+    ).map(tuple),
+    secret=st.none() | st.text(min_size=1, max_size=20),
+    expires_unix_s=st.none() | st.integers(1, 2**40),
+)
+INVITE = Invite(
+    run=bytes(range(32)),
+    addresses=(f"/ip4/192.0.2.7/tcp/4100/p2p/{PEERS[0]}", f"/ip6/2001:db8::1/tcp/4100/p2p/{PEERS[1]}"),
+    secret="open & shut = 100%",
+    expires_unix_s=2_000_000_000,
+)
+
+
+@given(INVITES)
+def test_an_invite_reads_as_it_was_written(invite: Invite) -> None:
+    line = invite.format()
+    assert len(line) <= INVITE_CHARS_MAX
+    assert line.isascii()
+    assert line.isprintable()
+    assert " " not in line
+    assert Invite.parse(f"  {line}\n", now_unix_s=0) == invite
+
+
+@given(INVITES, st.data())
+def test_one_wrong_character_is_noticed(invite: Invite, data: st.DataObject) -> None:
+    line = invite.format()
+    at = data.draw(st.integers(0, len(line) - 1))
+    wrong = data.draw(
+        st.sampled_from("abcdefghijklmnopqrstuvwxyz0123456789&=?/%").filter(lambda c: c != line[at])
+    )
+    with pytest.raises(InviteError):
+        Invite.parse(line[:at] + wrong + line[at + 1 :], now_unix_s=0)
+
+
+@given(INVITES, st.integers(1, 200))
+def test_a_lost_end_is_noticed(invite: Invite, lost: int) -> None:
+    with pytest.raises(InviteError):
+        Invite.parse(invite.format()[:-lost], now_unix_s=0)
+
+
+@pytest.mark.parametrize(
+    ("mangle", "complaint"),
+    [
+        (lambda line: "", "not an invite"),
+        (lambda line: "https://example.org/", "not an invite"),
+        (lambda line: line[:-20], "cut off"),
+        (lambda line: line[:100], "cut off"),
+        (lambda line: line[:60] + " " + line[60:], "one line"),
+        (lambda line: line + "x" * 1000, "one line"),
+        (lambda line: line.replace("tcp/4100", "tcp/4101", 1), "mistyped"),
+        (lambda line: line.replace("join/1/", "join/2/"), "version 2"),
+    ],
+)
+def test_the_error_says_what_is_wrong(mangle, complaint: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(InviteError, match=complaint) as refused:
+        Invite.parse(mangle(INVITE.format()), now_unix_s=0)
+    assert refused.value.why
+    assert refused.value.fix
+
+
+def test_an_expired_invite_is_refused_from_that_second_on() -> None:
+    line = INVITE.format()
+    assert Invite.parse(line, now_unix_s=1_999_999_999) == INVITE
+    with pytest.raises(InviteError, match="expired"):
+        Invite.parse(line, now_unix_s=2_000_000_000)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"run": b"short"},
+        {"addresses": ()},
+        {"addresses": ("/ip4/192.0.2.7/tcp/4100",)},
+        {"addresses": INVITE.addresses * 5},
+        {"secret": ""},
+        {"secret": "x" * 65},
+    ],
+)
+def test_an_invite_that_could_not_be_used_cannot_be_made(wrong: dict[str, object]) -> None:
+    fields = {name: getattr(INVITE, name) for name in ("run", "addresses", "secret", "expires_unix_s")}
+    with pytest.raises(ValueError):
+        Invite(**{**fields, **wrong})
