@@ -21,7 +21,7 @@ from p2p.limits import Limits
 from p2p.transport import PeerId
 
 HEADS_REFUSED_KEPT = 256
-"""Heads whose branch did not verify, remembered so that they are not fetched again with every heartbeat."""
+"""Heads that did not verify, or do not outrank ours: not fetched again with every heartbeat."""
 
 
 class MergeCatchUp:
@@ -81,6 +81,8 @@ class MergeCatchUp:
         link = await self._verified(branch)
         if outranks(link.participants_total, head, self._chain.link.participants_total, self._chain.head):
             await self._extend(branch)
+        else:
+            self._refused.append(head)  # Less than was advertised; what we hold can only grow.
 
     async def _fetch_branch(self, peer: PeerId, head: bytes) -> list[CommittedRecord]:
         """The records from one that follows ours, or the oldest that ``peer`` keeps, up to ``head``."""

@@ -38,6 +38,7 @@ from gossip.messages import (
     MergeCommit,
     MergeOffer,
     MergePlan,
+    MergeRecord,
     MergeReply,
     MergeResults,
     Message,
@@ -107,7 +108,7 @@ class MergeMember:
         self._adopted = chain.head
         self._started_s = math.inf
         self.problem = ""
-        """What keeps this node from voting, for people."""
+        """What keeps this node from voting or contributing, for people; whoever extends the chain clears it."""
 
     async def load(self) -> None:
         """Read this node's promise back, once the chain is loaded."""
@@ -221,6 +222,7 @@ class MergeMember:
         if record.ballot == request.ballot:
             self._check_absent(record.absent)
             self._check_founders(link, {PeerId(entry.peer) for entry in record.roster})
+        self._check_sizes(link, record)
         self._heard(request.ballot)
         holders = [peer, *map(PeerId, request.holders)]
         await self._work.verify_and_obtain(record, request.disputed, holders, request.timeout_s)
@@ -251,6 +253,16 @@ class MergeMember:
         if present:
             raise CallRefused("present", f"{min(present)} has been heard of lately")
 
+    def _check_sizes(self, link: Link, record: MergeRecord) -> None:
+        """Raise RecordRefused for results of another size than this model's, before anything is fetched."""
+        own, before = self._contributions.get(link.parent), self._chain.head_record
+        known = (
+            own.inputs if own is not None else before.record.results if before is not None else record.results
+        )
+        fits = [ref.size for ref in known] == [ref.size for ref in record.results]
+        if not fits:
+            raise RecordRefused("shape", "results of another size than this model")
+
     def _check_founders(self, link: Link, founders: set[PeerId]) -> None:
         alive = set(self._host.alive())
         if link.is_genesis and 2 * len(alive & founders) <= len(alive):
@@ -277,7 +289,11 @@ class MergeMember:
         async with self._contributing:
             # Before the last anchor is adopted the live weights do not stand on it yet.
             if link.parent not in self._contributions and self._adopted == link.parent == self._chain.head:
-                contribution = await self._host.contribute(link.parent, point)
+                try:
+                    contribution = await self._host.contribute(link.parent, point)
+                except (GossamerError, OSError) as error:
+                    self.problem = f"this node votes but contributes nothing: {error}"
+                    return None
                 if contribution is not None:
                     self._contributions[link.parent] = sign_contribution(self._signer, link, contribution)
             return self._contributions.get(link.parent)

@@ -222,6 +222,9 @@ def check_record(record: MergeRecord, link: Link, fragments: int, signer: Signer
         "a record with a wrong roster",
     )
     check_contributions(record.run, record.parent, record.contributors, fragments, signer)
+    for fragment, result in enumerate(record.results):
+        sizes = {contribution.inputs[fragment].size for contribution in record.contributors}
+        _require(sizes == {result.size}, "shape", f"inputs and result of fragment {fragment} differ in size")
 
 
 def check_committed(committed: CommittedRecord, link: Link, fragments: int, signer: Signer) -> None:

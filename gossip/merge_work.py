@@ -40,21 +40,26 @@ class MergeHost(Protocol):
     """What a merge asks of the node whose weights it averages."""
 
     async def contribute(self, parent: bytes, point: int) -> Contribution | None:
-        """A snapshot of the live weights, stored and pinned; None when this node has nothing to contribute."""
+        """A snapshot of the live weights, stored and pinned; None when this node has nothing to contribute.
+
+        Raises GossamerError or OSError when it cannot be stored.
+        """
 
     async def sum_fragment(self, fragment: int, inputs: Sequence[tuple[PeerId, ShardRef, int]]) -> ShardRef:
         """Store the weighted average of (peer, shard, weight) inputs, which are all in the store, in that order.
 
-        Raises InputRefused naming the peer whose values must be left out.
+        Raises InputRefused naming the peer whose values must be left out, GossamerError or OSError otherwise.
         """
 
     async def fetch(self, ref: ShardRef, holders: Sequence[PeerId], timeout_s: float) -> None:
-        """Bring a shard into the store, from any of ``holders``. Raises GossamerError."""
+        """Bring a shard into the store, from any of ``holders``. Raises GossamerError or OSError."""
 
     async def adopt(
         self, committed: CommittedRecord, record_hash: bytes, contributed: bool, *, duration_s: float
     ) -> None:
-        """Take the results, which are in the store, as the anchor. Raises GossamerError to be asked again.
+        """Take the results, which are in the store, as the anchor.
+
+        Raises GossamerError or OSError to be asked again.
 
         ``contributed``: this node's own snapshot for the record's parent is in the average.
         """
@@ -194,6 +199,8 @@ class MergeWork:
                 self._sums[key] = await self._host.sum_fragment(fragment, inputs)
             except InputRefused as refused:
                 lacking.add(refused.peer)
+            except (GossamerError, OSError):
+                return None  # This node's own trouble, a full disk perhaps: nobody else is to blame.
         missing |= lacking
         return self._sums.get(key)
 
@@ -201,7 +208,10 @@ class MergeWork:
         """Raises GossamerError when ``ref`` is not here within ``timeout_s``, waiting for a slot included."""
         with trio.move_on_after(timeout_s) as deadline:
             async with self._fetches:
-                await self._host.fetch(ref, holders, timeout_s)
+                try:
+                    await self._host.fetch(ref, holders, timeout_s)
+                except OSError as error:
+                    raise GossamerError(f"shard {ref.root.hex()[:8]} could not be kept: {error}") from error
         if deadline.cancelled_caught:
             raise GossamerError(f"shard {ref.root.hex()[:8]} did not arrive within {timeout_s:.1f} s")
 

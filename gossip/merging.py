@@ -389,7 +389,7 @@ class Merger:
             return
         self._work.forget()
         self._turns.decided(self._chain.link, trio.current_time())
-        self._problem = ""
+        self._problem = self._member.problem = ""
         self._attempt.cancel()
         self._changed.pulse()
 

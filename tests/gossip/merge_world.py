@@ -7,6 +7,7 @@ hears their heads, as heartbeats would tell it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 
@@ -60,6 +61,8 @@ class IntegerHost:
         self.refuses: set[PeerId] = set()
         self.lies_about: set[int] = set()
         """Fragments that this host sums wrongly."""
+        self.full = False
+        """Nothing more fits on the disk."""
 
     def alive(self) -> Sequence[PeerId]:
         """Everybody connected."""
@@ -88,6 +91,8 @@ class IntegerHost:
 
     async def fetch(self, ref: ShardRef, holders: Sequence[PeerId], timeout_s: float) -> None:
         """Copy the shard from the first holder that is up, reachable and has it."""
+        if self.full and ref.root not in self.member.shards:
+            raise OSError(errno.ENOSPC, "No space left on device")
         for holder in holders:
             if ref.root in self.member.shards:
                 return
@@ -109,6 +114,8 @@ class IntegerHost:
 
     def keep(self, value: int) -> ShardRef:
         """Store one integer."""
+        if self.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
         data = value.to_bytes(16, "big")
         root = blake3(data).digest()
         self.member.shards[root] = data

@@ -21,6 +21,7 @@ from gossip.messages import (
     MergeCommit,
     MergePlan,
     MergeReply,
+    ShardRef,
 )
 from p2p.errors import CallRefused
 from p2p.rpc import call
@@ -375,6 +376,28 @@ async def test_a_damaged_record_is_fetched_again(autojump_clock):
         world.check_agreement()
 
 
+async def test_an_owner_whose_store_is_full_is_left_out_and_takes_the_anchor_later(autojump_clock):
+    async with open_world(4) as world:
+        full = world[next(n for n in range(4) if n != proposer_of(world))]
+
+        def fill_after_the_call(peer, event):
+            full.numbers.full |= (peer, event) == (full.peer, "answered")
+
+        world.hook = fill_after_the_call
+        world.due(1)
+        with trio.fail_after(10):
+            while not all(member.merger.head_height == 1 for member in world.up):
+                await trio.sleep(0.1)
+        assert full.numbers.anchors == []
+        assert "not adopted" in full.merger.problem
+        assert len(full.merger.head_record.record.contributors) == 3
+        world.hook = lambda peer, event: None
+        full.numbers.full = False
+        await world.committed(1, within_s=10)
+        world.check_agreement()
+        assert not any(member.offences for member in world.up)
+
+
 HOSTILE = {
     "a call in another's name": lambda link: MergeCall(
         parent=link.parent, height=1, point=1, ballot=Ballot(attempt=0, proposer=peer_named(0)), absent=[]
@@ -391,6 +414,13 @@ HOSTILE = {
     "a record with forged contributions": lambda link: MergeAccept(
         ballot=Ballot(attempt=9, proposer=peer_named(1)),
         record=replace(FIRST, contributors=[replace(c, weight=1) for c in FIRST.contributors]),
+        holders=[],
+        disputed=[],
+        timeout_s=1.0,
+    ),
+    "a record of a monstrous model": lambda link: MergeAccept(
+        ballot=Ballot(attempt=9, proposer=peer_named(1)),
+        record=replace(FIRST, results=[ShardRef(root=bytes(32), size=1 << 30)] * FRAGMENTS),
         holders=[],
         disputed=[],
         timeout_s=1.0,
