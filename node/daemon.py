@@ -29,7 +29,7 @@ from node.home import Home
 from node.life import begin_life
 from node.node import Node
 from node.runtime import Runtime
-from p2p.errors import GossamerError
+from p2p.errors import GossamerError, PeerUnreachable
 from p2p.identity import Identity
 from p2p.libp2p_transport import open_libp2p
 from p2p.limits import Limits
@@ -39,11 +39,6 @@ from training.run_spec import RunSpec, canonical_bytes, run_id, spec_from_bytes
 from training.trainer import Trainer
 
 log = structlog.get_logger()
-
-
-class NoPeerReachable(GossamerError):
-    """No bootstrap peer answered in time."""
-
 
 SPEC_FILE = "spec.cbor"
 AGENT = f"gossamer/{VERSION}"
@@ -163,7 +158,7 @@ async def _fetch_spec(transport: Transport, bootstrap: Sequence[str], run: bytes
         for text in bootstrap:
             nursery.start_soon(ask, text)
     if not found:
-        raise NoPeerReachable(
+        raise PeerUnreachable(
             "nobody could be reached who knows this run",
             why="; ".join(failures) or "no bootstrap address was given",
             fix="check the addresses and the firewall, or ask for a fresh invite",

@@ -49,7 +49,9 @@ SLICE_S = 0.1
 """Inner steps run in slices of about this long, so that reads and writes of the weights wait no longer."""
 HEARTBEAT_S = 1.0
 WATCH_S = 0.25
-CHECKPOINT_EVERY_S = 30.0
+CHECKPOINT_EVERY_S_MIN = 10.0
+CHECKPOINT_SHARE_MAX = 0.02
+"""Checkpoints take at most this share of the time, so they come as often as the model's size allows."""
 STOP_TIMEOUT_S = 8.0
 GOODBYE_S = 1.0
 RECOVERY_RETRY_S = 3.0
@@ -250,10 +252,13 @@ class Node:
             await self.anti_entropy.reconcile_with_all()
 
     async def _checkpoint_regularly(self) -> None:
+        pause_s = CHECKPOINT_EVERY_S_MIN
         while True:
-            await trio.sleep(CHECKPOINT_EVERY_S)
+            await trio.sleep(pause_s)
             if self.trainer.step != self.checkpoints.step:
+                began_s = trio.current_time()
                 await self.checkpoint()
+                pause_s = max(CHECKPOINT_EVERY_S_MIN, (trio.current_time() - began_s) / CHECKPOINT_SHARE_MAX)
 
     # --- training and exchanging ------------------------------------------------------------------------------
 

@@ -1,0 +1,82 @@
+"""Real node processes for the process tests: a small run on loopback, and how to wait for what it does."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from cli.supervisor import NodeProcess
+from node.status import NodeStatus
+
+SPEC = """
+name = "process-test"
+[model]
+layers = 2
+width = 64
+heads = 4
+context = 64
+[data]
+held_out_bytes = 16384
+[train]
+steps = {steps}
+[exchange]
+every_steps = 10
+fragments = 2
+[merge]
+points = {points}
+wait_s_max = 30
+"""
+
+
+@asynccontextmanager
+async def small_swarm(
+    folder: Path, *, nodes: int, steps: int, points: Sequence[float] = (1.0,)
+) -> AsyncIterator[list[NodeProcess]]:
+    """``nodes`` processes on their way, the first one everybody's bootstrap; none outlives the block."""
+    spec_file = folder / "run.toml"
+    spec_file.write_text(SPEC.format(steps=steps, points=list(points)))
+    swarm = [
+        NodeProcess(folder, f"n{number}", part=f"{number}/{nodes}", spec_file=spec_file, alone=False)
+        for number in range(1, nodes + 1)
+    ]
+    try:
+        swarm[0].start([])
+        await until(swarm[:1], lambda statuses: True, seconds=60)
+        assert swarm[0].status is not None
+        for node in swarm[1:]:
+            node.start(swarm[0].status.addresses[:1])
+        await until(swarm, lambda statuses: True, seconds=60)
+        yield swarm
+    finally:
+        for node in swarm:
+            node.kill()
+
+
+async def until(
+    nodes: Sequence[NodeProcess], condition: Callable[[list[NodeStatus]], bool], *, seconds: float
+) -> list[NodeStatus]:
+    """The statuses of ``nodes`` as soon as all answer and ``condition`` holds; fails loudly after ``seconds``."""
+    statuses: list[NodeStatus] = []
+    with trio.move_on_after(seconds):
+        while True:
+            for node in nodes:
+                assert node.up, f"{node.name} died: {node.last_words()}"
+                await node.look()
+            if all(node.state not in ("starting", "killed") for node in nodes):
+                statuses = [node.status for node in nodes if node.status is not None]
+                if condition(statuses):
+                    return statuses
+            await trio.sleep(0.25)
+    words = "\n".join(f"{node.name} {node.state}: {node.status}\n{node.last_words()}" for node in nodes)
+    raise AssertionError(f"not within {seconds} s:\n{words}")
+
+
+def merged_alike(statuses: Sequence[NodeStatus], height: int) -> bool:
+    """Whether all report one merge of at least ``height``, with equal weights."""
+    reports = [status.last_merge for status in statuses]
+    if any(report is None or report.height < height for report in reports):
+        return False
+    return len({(report.record, report.weights_hash) for report in reports if report is not None}) == 1
