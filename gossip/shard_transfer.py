@@ -3,9 +3,10 @@
 Owns both ends of SHARD_PROTOCOL. Never decides which shard is wanted, and never stores one: ``fetch`` hands the
 bytes back. Relies on ``gossip.store`` for what a shard's root means.
 
-The hot path: requests are pipelined on one stream per holder, and a chunk's bytes travel outside frames and
-are copied once, into their place in the shard. Once asked for, bytes are read at full speed; a rate limit
-delays the next request instead (a receiver that stops reading makes the sender give the stream up).
+The hot path: requests are pipelined on one stream per holder, and a chunk's bytes travel outside frames. A chunk
+is checked as soon as it is complete, and a shard takes no memory before its bytes are here, whatever size it claims.
+Once asked for, bytes are read at full speed; a rate limit delays the next request instead (a receiver that
+stops reading makes the sender give the stream up).
 """
 
 from __future__ import annotations
@@ -192,8 +193,8 @@ class ShardFetcher:
             async with self._slots, trio.open_nursery() as nursery:
                 for _ in usable[:HOLDERS_AT_ONCE_MAX]:
                     nursery.start_soon(self._work, job, pacer, nursery.cancel_scope)
-        if job.missing == 0:
-            return bytes(job.data)
+        if not job.missing:
+            return b"".join(job.chunks)
         if deadline.cancelled_caught:
             job.failures.append(f"not done after {timeout_s:g} s")
         raise FetchFailed(
@@ -229,10 +230,10 @@ class _Job:
     def __init__(self, ref: ShardRef, holders: deque[PeerId]) -> None:
         self.ref = ref
         self.holders = holders
-        self.data = bytearray(ref.size)
+        self.chunks = [b""] * chunk_count(ref)
         self.hashes: list[bytes] | None = None
-        self.unasked = deque(range(chunk_count(ref)))
-        self.missing = len(self.unasked)
+        self.unasked = deque(range(len(self.chunks)))
+        self.missing = len(self.chunks)
         self.failures: list[str] = []
         self._handed_back = trio.Event()
 
@@ -252,15 +253,15 @@ class _Job:
             raise _HolderFailed("hash", "an outline that does not match the shard's root")
         self.hashes = outline.chunks
 
-    def accept_chunk(self, index: int) -> None:
-        """Believe the bytes in place of chunk ``index`` once they match their hash. Raises _HolderFailed."""
-        start = index * CHUNK_BYTES
-        digest = blake3(memoryview(self.data)[start : start + chunk_size(self.ref, index)]).digest()
+    def accept_chunk(self, index: int, chunk: bytes) -> None:
+        """Keep a chunk if it matches its hash. Raises _HolderFailed."""
+        digest = blake3(chunk).digest()
         if self.hashes is None:
             # A shard of one chunk needs no outline: its only possible outline follows from the chunk.
             self.accept_outline(Outline(size=self.ref.size, chunks=[digest]))
         elif self.hashes[index] != digest:
             raise _HolderFailed("hash", f"chunk {index} does not match its hash")
+        self.chunks[index] = chunk
         self.missing -= 1
 
 
@@ -305,9 +306,10 @@ class _Pull:
                 job.accept_outline(await self._receive_outline(stream))
                 outline_owed = False
             elif self._owed:
-                await self._receive_chunk(stream, self._owed[0])
-                job.accept_chunk(self._owed[0])
-                self._fetcher.count_pulled(self._peer, chunk_size(job.ref, self._owed.popleft()))
+                index = self._owed[0]
+                job.accept_chunk(index, await self._receive_chunk(stream, index))
+                self._owed.popleft()
+                self._fetcher.count_pulled(self._peer, chunk_size(job.ref, index))
             elif job.unasked and self._pacer is not None:
                 await trio.sleep(self._pacer.delay_s())
             else:
@@ -328,10 +330,10 @@ class _Pull:
             self._refuse(reply)
         raise _HolderFailed("stall", "no outline in time")
 
-    async def _receive_chunk(self, stream: trio.abc.ReceiveStream, index: int) -> None:
-        """Read one chunk into its place, no slower than ``chunk_timeout_s`` and no pause above ``chunk_stall_s``."""
-        size = chunk_size(self._job.ref, index)
-        place = memoryview(self._job.data)[index * CHUNK_BYTES :][:size]
+    async def _receive_chunk(self, stream: trio.abc.ReceiveStream, index: int) -> bytes:
+        """The chunk that is due, within ``chunk_timeout_s`` and with no pause above ``chunk_stall_s``."""
+        size = missing = chunk_size(self._job.ref, index)
+        pieces: list[bytes] = []
         latest_s = trio.current_time() + self._limits.chunk_timeout_s
         with trio.CancelScope() as scope:
             scope.deadline = min(latest_s, trio.current_time() + self._limits.chunk_stall_s)
@@ -340,16 +342,16 @@ class _Pull:
                 self._refuse(reply)
             elif reply.size != size:
                 raise _HolderFailed("malformed", f"{reply.size} bytes for a chunk of {size}")
-            received = 0
-            while received < size:
+            while missing:
                 scope.deadline = min(latest_s, trio.current_time() + self._limits.chunk_stall_s)
-                piece = await stream.receive_some(size - received)
+                piece = bytes(await stream.receive_some(missing))
                 if not piece:
-                    raise StreamBroken(f"the stream ended {size - received} bytes early")
-                place[received : received + len(piece)] = piece
-                received += len(piece)
+                    raise StreamBroken(f"the stream ended {missing} bytes early")
+                pieces.append(piece)
+                missing -= len(piece)
         if scope.cancelled_caught:
             raise _HolderFailed("stall", f"chunk {index} came too slowly")
+        return b"".join(pieces)
 
     def _refuse(self, reply: NotHeld | None) -> NoReturn:
         if reply is None:
