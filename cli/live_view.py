@@ -92,11 +92,12 @@ class LiveView:
 
 
 class PlainView:
-    """One line per node about every five seconds; a node's first loss at once."""
+    """One line per node about every five seconds; a node's first loss at once, and its end once."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._seen: set[str] = set()
+        self._ended: set[str] = set()
         self._lines_due_s = LINES_EVERY_S
 
     def __enter__(self) -> PlainView:
@@ -117,7 +118,10 @@ class PlainView:
         if due:
             self._lines_due_s = elapsed_s + LINES_EVERY_S
         for row in rows if due else first:
-            self.say(f"{duration(elapsed_s):>6}  {row_line(row)}")
+            if row.name not in self._ended:
+                self.say(f"{duration(elapsed_s):>6}  {row_line(row)}")
+        if due:
+            self._ended = {row.name for row in rows if row.state in ("finished", "killed")}
 
     def say(self, text: str) -> None:
         """Print a line."""
@@ -166,7 +170,7 @@ def _cells(row: NodeRow) -> list[Text | ProgressBar | str]:
         ProgressBar(total=max(status.steps_total, 1), completed=status.step, width=BAR_CELLS),
         f"{status.step}/{status.steps_total}",
         loss(status.loss),
-        f"{status.tokens_per_s:,.0f}",
+        f"{status.tokens_per_s:,.0f}" if status.phase == "training" else "",
         str(sum(peer.connected for peer in status.peers)),
         format_bytes(status.bytes_sent),
         format_bytes(status.bytes_received),

@@ -8,10 +8,12 @@ another terminal ends a node that stays a child of this one. A node whose superv
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Sequence
@@ -92,7 +94,9 @@ class Plan:
 class NodeProcess:
     """One ``gossamer run`` process and its home; can be killed and started again under the same identity."""
 
-    def __init__(self, folder: Path, name: str, *, part: str, spec_file: Path, alone: bool) -> None:
+    def __init__(
+        self, folder: Path, name: str, *, port: int, part: str, spec_file: Path, alone: bool
+    ) -> None:
         self.name = name
         self.part = part
         self.alone = alone
@@ -100,6 +104,7 @@ class NodeProcess:
         self.log_file = self.home.logs_folder / "node.log"
         self.starts = 0
         self.status: NodeStatus | None = None
+        self._port = port
         self._spec_file = spec_file
         self._process: subprocess.Popen[bytes] | None = None
         self._killed = False
@@ -124,13 +129,17 @@ class NodeProcess:
             return "starting" if self._process is None else f"died ({self._process.returncode})"
         return self.status.phase if self.status is not None and self._answered else "starting"
 
+    @property
+    def address(self) -> str:
+        """Where it listens, at every start the same; its peer id included."""
+        return f"/ip4/127.0.0.1/tcp/{self._port}/p2p/{prepare_home(self.home)[0]}"
+
     def start(self, bootstrap: Sequence[str]) -> None:
-        """Start the process. It listens where it listened before, so that old addresses of it stay true."""
+        """Start the process. Its home and its port are those of its last life, so that others find it again."""
         prepare_home(self.home)
-        port = self.status.addresses[0].split("/")[4] if self.status is not None else "0"
         command = [sys.executable, "-P", "-m", "cli", "run", "--home", str(self.home.data_folder)]
         command += ["--run", str(self._spec_file), "--part", self.part, "--threads", "1"]
-        command += ["--listen", f"/ip4/127.0.0.1/tcp/{port}", "--parent", str(os.getpid())]
+        command += ["--listen", f"/ip4/127.0.0.1/tcp/{self._port}", "--parent", str(os.getpid())]
         for address in bootstrap:
             command += ["--bootstrap", address]
         with self.log_file.open("ab") as log:
@@ -250,12 +259,15 @@ class Supervisor:
         claim_folder(plan)
         spec_file = plan.folder / "run.toml"
         spec_file.write_text(spec_as_toml(plan.spec))
+        ports = iter(free_ports(plan.nodes + plan.alone))
         for number in range(1, plan.nodes + 1):
+            part = f"{number}/{plan.nodes}"
             self._swarm.append(
                 NodeProcess(
                     plan.folder,
                     f"node-{number}",
-                    part=f"{number}/{plan.nodes}",
+                    port=next(ports),
+                    part=part,
                     spec_file=spec_file,
                     alone=False,
                 )
@@ -273,6 +285,7 @@ class Supervisor:
                 NodeProcess(
                     plan.folder,
                     f"alone-{number}",
+                    port=next(ports),
                     part=f"{number}/{plan.nodes}",
                     spec_file=alone_file,
                     alone=True,
@@ -280,18 +293,15 @@ class Supervisor:
             )
 
     async def _start_all(self) -> None:
-        """Start node 1, then everyone else with its address: they find each other through it."""
-        first = self._swarm[0]
-        first.start([])
-        await self._wait_for_answers([first])
-        for node in self._nodes[1:]:
-            node.start(self._bootstrap_of(node))
+        """Start everyone at once; all of the swarm know node 1, and find each other through it."""
+        for node in self._nodes:
+            others = [] if node.alone or node is self._swarm[0] else [self._swarm[0].address]
+            node.start(others)
         await self._wait_for_answers(self._nodes)
 
-    def _bootstrap_of(self, node: NodeProcess) -> list[str]:
-        """Addresses of the other nodes that are up; none for a node alone."""
-        others = [] if node.alone else [other for other in self._swarm if other is not node and other.up]
-        return [other.status.addresses[0] for other in others if other.status and other.status.addresses]
+    def _start_again(self, node: NodeProcess) -> None:
+        """Start ``node`` with the addresses of all others that are up: node 1 may be gone."""
+        node.start([other.address for other in self._swarm if other is not node and other.up])
 
     async def _wait_for_answers(self, nodes: Sequence[NodeProcess]) -> None:
         deadline_s = trio.current_time() + STARTUP_S_MAX
@@ -352,7 +362,7 @@ class Supervisor:
         restart_s = trio.current_time() + RESTART_AFTER_S
         while trio.current_time() < restart_s:
             yield
-        victim.start(self._bootstrap_of(victim))
+        self._start_again(victim)
         self._view.say(f"started {victim.name} again; it resumes from its checkpoint")
 
     async def _look_and_draw(self) -> None:
@@ -431,7 +441,7 @@ class Supervisor:
             node = self._pick(request.node)
             if node.up:
                 raise TestnetError(f"{node.name} is running", fix=f"gossamer testnet kill {request.node}")
-            node.start(self._bootstrap_of(node))
+            self._start_again(node)
             self._view.say(f"started {node.name} again")
             return node.row()
 
@@ -483,11 +493,23 @@ def purge(folder: Path) -> None:
             path.unlink()
 
 
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that nobody listens on now; held until all are chosen, so they differ."""
+    with contextlib.ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for sock in sockets:
+            sock.bind(("127.0.0.1", 0))
+        return [sock.getsockname()[1] for sock in sockets]
+
+
 def _agree(swarm: Sequence[NodeProcess]) -> bool:
-    """Whether all these nodes report one and the same last merge, measured."""
+    """Whether all these nodes report one and the same last merge, measured by those who took part in it."""
     merges = [node.status.last_merge if node.status else None for node in swarm]
-    return all(merge is not None and merge.loss_merged is not None for merge in merges) and (
-        len({merge.record for merge in merges if merge is not None}) == 1
+    records = {merge.record if merge else None for merge in merges}
+    return (
+        None not in records
+        and len(records) == 1
+        and any(merge is not None and merge.loss_merged is not None for merge in merges)
     )
 
 
