@@ -37,7 +37,7 @@ CONTROL_FRAMES_MAX = 1024
 FLUSH_TIMEOUT_S = 1.0
 """How long a polite close waits for queued frames to leave."""
 PINGS_PER_SILENCE = 4
-"""Pings sent within the allowed silence."""
+"""Pings in a row that may go unanswered within the allowed silence."""
 
 GO_AWAY_NORMAL = 0
 
@@ -197,7 +197,8 @@ class Session:
         while silent_intervals < PINGS_PER_SILENCE:
             self._heard = False
             self._queue_control(PING, SYN, 0, 0)
-            await trio.sleep(self._limits.peer_silence_s / PINGS_PER_SILENCE)
+            # One interval more than pings, so that the silence is over in time wherever in one it began.
+            await trio.sleep(self._limits.peer_silence_s / (PINGS_PER_SILENCE + 1))
             silent_intervals = 0 if self._heard else silent_intervals + 1
         self.end(f"no sign of life for {self._limits.peer_silence_s:g} s")
 
