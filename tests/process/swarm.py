@@ -8,7 +8,7 @@ from pathlib import Path
 
 import trio
 
-from cli.supervisor import NodeProcess
+from cli.supervisor import NodeProcess, free_ports
 from node.status import NodeStatus
 
 SPEC = """
@@ -39,15 +39,12 @@ async def small_swarm(
     spec_file = folder / "run.toml"
     spec_file.write_text(SPEC.format(steps=steps, points=list(points)))
     swarm = [
-        NodeProcess(folder, f"n{number}", part=f"{number}/{nodes}", spec_file=spec_file, alone=False)
-        for number in range(1, nodes + 1)
+        NodeProcess(folder, f"n{number}", port=port, part=f"{number}/{nodes}", spec_file=spec_file, alone=False)
+        for number, port in enumerate(free_ports(nodes), start=1)
     ]
     try:
-        swarm[0].start([])
-        await until(swarm[:1], lambda statuses: True, seconds=60)
-        assert swarm[0].status is not None
-        for node in swarm[1:]:
-            node.start(swarm[0].status.addresses[:1])
+        for node in swarm:
+            node.start([swarm[0].address] if node is not swarm[0] else [])
         await until(swarm, lambda statuses: True, seconds=60)
         yield swarm
     finally:
