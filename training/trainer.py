@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import torch
 from blake3 import blake3
+from msgspec import Meta
 from safetensors.torch import save
 from torch import Tensor
 from torch.func import functional_call
@@ -33,6 +35,8 @@ from training.run_spec import OptimizerSpec, RunSpec
 CHECKPOINT_FORMAT = "1"
 EVALUATION_TOKENS = 4096
 """Tokens in one forward pass of an evaluation; bounds its memory."""
+
+Counter = Annotated[int, Meta(ge=0, le=2**62)]
 
 _DECAYED = ("weight", "embedding")
 
@@ -60,9 +64,9 @@ class _Progress(msgspec.Struct, frozen=True, kw_only=True):
     format: str
     run: str
     layout: str
-    step: int
-    tokens: int
-    position: int
+    step: Counter
+    tokens: Counter
+    position: Counter
 
 
 class Trainer:
@@ -258,8 +262,6 @@ class Trainer:
             self.layout.digest.hex(),
         ):
             raise _bad_checkpoint("it is of another run, model or version")
-        if min(progress.step, progress.tokens, progress.position) < 0:
-            raise _bad_checkpoint("a counter is negative")
         own = self._vectors()
         if vectors.keys() != own.keys():
             raise _bad_checkpoint(f"it holds {', '.join(sorted(vectors)) or 'nothing'}")
@@ -297,13 +299,13 @@ def resolve_device(name: str) -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    kind, _, index = name.partition(":")
     present = {
         "cpu": 1,
         "cuda": torch.cuda.device_count(),
         "mps": int(torch.backends.mps.is_available()),
     }
-    if kind not in present or not (index or "0").isdecimal() or int(index or "0") >= present[kind]:
+    asked = re.fullmatch(r"(cpu|cuda|mps)(?::([0-9]{1,3}))?", name)
+    if asked is None or int(asked[2] or 0) >= present[asked[1]]:
         raise DeviceError(
             f"there is no device {name} here",
             why=", ".join(f"{count} {kind}" for kind, count in present.items() if count) + " found",

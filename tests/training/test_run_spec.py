@@ -1,0 +1,130 @@
+"""A spec survives its two forms unchanged, its id names all of it, and mistakes are answered with the way out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p2p import codec
+from training.run_spec import (
+    SPEC_BYTES_MAX,
+    ModelSpec,
+    RunSpec,
+    SpecError,
+    canonical_bytes,
+    load_run_spec,
+    parse_run_spec,
+    run_id,
+    spec_as_toml,
+    spec_from_bytes,
+)
+
+RUN_ID_OF_DEMO = "c428ed57b3a061de31b1cb5db1d1b2ecf238cc4c8efff73ab3b22e750137fb37"
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.toml"))
+
+
+def test_a_name_is_enough_and_defaults_make_a_laptop_sized_model() -> None:
+    assert 1e6 <= parse_run_spec('name = "mine"').model.parameters <= 2e6
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_examples_load_and_survive_both_forms(path: Path) -> None:
+    spec = load_run_spec(path)
+    assert parse_run_spec(spec_as_toml(spec)) == spec
+    assert spec_from_bytes(canonical_bytes(spec)) == spec
+
+
+@given(
+    rate=st.floats(min_value=1e-12, max_value=1.0),
+    seed=st.integers(min_value=0, max_value=2**53),
+    points=st.sets(st.floats(min_value=1e-9, max_value=1.0), max_size=5),
+)
+def test_any_values_survive_both_forms(rate: float, seed: int, points: set[float]) -> None:
+    toml = f"""
+    name = "any"
+    seed = {seed}
+    [optimizer]
+    learning_rate = {rate!r}
+    [merge]
+    points = {sorted(points)!r}
+    """
+    spec = parse_run_spec(toml)
+    assert spec.optimizer.learning_rate == rate
+    assert spec_from_bytes(canonical_bytes(spec)) == parse_run_spec(spec_as_toml(spec)) == spec
+
+
+def test_the_run_id_is_fixed_for_ever_and_depends_on_every_key() -> None:
+    spec = RunSpec(name="demo")
+    ids = {run_id(spec), run_id(msgspec.structs.replace(spec, seed=1))}
+    for field in msgspec.structs.fields(ModelSpec):
+        if field.name != "vocab":
+            value = getattr(spec.model, field.name)
+            model = msgspec.structs.replace(spec.model, **{field.name: value * 2})
+            ids.add(run_id(msgspec.structs.replace(spec, model=model)))
+    assert len(ids) == 6
+    assert run_id(spec).hex() == RUN_ID_OF_DEMO
+
+
+@pytest.mark.parametrize(
+    ("toml", "what", "fix"),
+    [
+        ("[model]\nlayrs = 3", "there is no key model.layrs", "layers"),
+        ("modle = 3", "there is no key modle", "model"),
+        ("[model]\nlayers = 300", "model.layers", "from 1 to 128"),
+        ("[optimizer]\nlearning_rate = nan", "optimizer.learning_rate", "above 0 to 1"),
+        ("[optimizer]\nlearning_rate = inf", "optimizer.learning_rate", "above 0 to 1"),
+        ("[exchange]\nrule = 'men'", "exchange.rule", "mean, none, variance_corrected"),
+        ("[train]\nbatch = 'many'", "train.batch", "from 1 to 65,536"),
+        ("[merge]\npoints = [2.0]", "merge.points", "above 0 to 1"),
+        ("[merge]\npoints = [0.5, 0.5]", "ascend", "[merge]"),
+        ("[model]\nwidth = 130\nheads = 7", "multiple of heads", "[model]"),
+        ("[model]\nwidth = 8192\nlayers = 128", "parameters", "[model]"),
+        ("[exchange]\nfragments = 7", "must not exceed model.layers", "demo.toml"),
+        ("[model]\ncontext = 65536\n[train]\nbatch = 128", "tokens", "demo.toml"),
+        ("model = 3", "model", "[model]"),
+        ("= 3", "not TOML", "demo.toml"),
+    ],
+)
+def test_a_mistake_is_named_with_what_is_allowed(toml: str, what: str, fix: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        parse_run_spec(f'name = "x"\n{toml}', origin="x.toml")
+    assert "x.toml" in caught.value.what
+    assert what in caught.value.what
+    assert fix in caught.value.fix
+    assert caught.value.why
+
+
+def test_a_missing_name_a_missing_file_and_bytes_that_are_no_text_are_spec_errors(tmp_path: Path) -> None:
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(SpecError, match="`name`"):
+        parse_run_spec("seed = 1")
+    with pytest.raises(SpecError, match="cannot read"):
+        load_run_spec(tmp_path / "none.toml")
+    with pytest.raises(SpecError, match="UTF-8"):
+        load_run_spec(tmp_path / "binary.toml")
+    with pytest.raises(SpecError, match="longer"):
+        parse_run_spec("#" * (SPEC_BYTES_MAX + 1))
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_from_a_peer_are_refused(data: bytes) -> None:
+    with pytest.raises(SpecError):
+        spec_from_bytes(data)
+
+
+def test_only_the_canonical_bytes_of_a_valid_spec_of_this_format_are_accepted() -> None:
+    data = canonical_bytes(RunSpec(name="demo"))
+    for changed in (data + b"\0", data[:-1], data.replace(b"demo", b"DEMO"), b"\0" * (SPEC_BYTES_MAX + 1)):
+        with pytest.raises(SpecError):
+            spec_from_bytes(changed)
+
+    class Future(msgspec.Struct):
+        format: int
+        spec: RunSpec
+
+    with pytest.raises(SpecError, match="format 2"):
+        spec_from_bytes(codec.encode(Future(format=2, spec=RunSpec(name="demo"))))

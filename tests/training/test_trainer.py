@@ -1,0 +1,194 @@
+"""A trainer learns, resumes bit for bit, keeps non-finite values out, and refuses checkpoints that are not its own."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+
+import msgspec
+import pytest
+import torch
+from safetensors.torch import load, save
+
+from training.merge_math import weights_hash
+from training.run_spec import RunSpec
+from training.trainer import CheckpointError, DeviceError, Trainer, learning_rate, resolve_device
+
+MakeTrainer = Callable[..., Trainer]
+
+
+def test_the_loss_falls_and_counters_count(trainer: Trainer) -> None:
+    before = trainer.evaluate()
+    first = trainer.run_slice(2)
+    trainer.run_slice(38)
+    assert before == pytest.approx(math.log(256), abs=0.1)
+    assert first.loss == pytest.approx(before, abs=0.3)
+    assert trainer.evaluate() < before - 1
+    assert (trainer.step, trainer.tokens) == (40, 40 * 4 * 16)
+    assert (first.steps, first.tokens) == (2, 2 * 4 * 16)
+
+
+def test_slices_of_any_length_make_the_same_run(spec: RunSpec, make_trainer: MakeTrainer) -> None:
+    whole, sliced = make_trainer(spec), make_trainer(spec)
+    whole.run_slice(12)
+    for steps in (1, 4, 7):
+        sliced.run_slice(steps)
+    assert weights_hash(whole.read()) == weights_hash(sliced.read())
+
+
+def test_a_loaded_checkpoint_goes_on_bit_for_bit(spec: RunSpec, make_trainer: MakeTrainer) -> None:
+    uninterrupted, stopped = make_trainer(spec), make_trainer(spec)
+    uninterrupted.run_slice(20)
+    stopped.run_slice(9)
+    data = stopped.save()
+    resumed = make_trainer(spec)
+    resumed.load(data)
+    assert (resumed.step, resumed.tokens) == (9, stopped.tokens)
+    resumed.run_slice(11)
+    assert weights_hash(resumed.read()) == weights_hash(uninterrupted.read())
+    assert resumed.evaluate() == uninterrupted.evaluate()
+
+
+def test_peers_start_differently_unless_the_run_shares_its_initial_weights(
+    spec: RunSpec, make_trainer: MakeTrainer
+) -> None:
+    shared = msgspec.structs.replace(spec, init="shared")
+    own = [weights_hash(make_trainer(spec, peer).read()) for peer in ("peer-a", "peer-b")]
+    same = [weights_hash(make_trainer(shared, peer).read()) for peer in ("peer-a", "peer-b")]
+    assert own[0] != own[1]
+    assert same[0] == same[1]
+
+
+def test_a_fragment_is_read_and_changed_alone(trainer: Trainer) -> None:
+    before = trainer.read()
+    delta = torch.full((trainer.layout.fragment_size(1),), 0.25)
+    trainer.add(1, delta)
+    assert torch.equal(trainer.read(0), trainer.layout.cut(before, 0))
+    assert torch.equal(trainer.read(1), trainer.layout.cut(before, 1) + delta)
+    trainer.add(None, before - trainer.read())
+    trainer.write(before)
+    assert torch.equal(trainer.read(), before)
+
+
+def test_what_is_read_is_a_copy_and_what_is_written_is_what_the_model_uses(trainer: Trainer) -> None:
+    trainer.read().zero_()
+    assert trainer.read().any()
+    trainer.write(torch.zeros(trainer.layout.total))
+    assert trainer.evaluate() == pytest.approx(math.log(256), abs=1e-5)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_callers_cannot_bring_non_finite_or_misshapen_values_in(trainer: Trainer, value: float) -> None:
+    before = trainer.read()
+    bad = torch.zeros_like(before)
+    bad[3] = value
+    for attempt in (
+        lambda: trainer.write(bad),
+        lambda: trainer.add(None, bad),
+        lambda: trainer.write(bad[:-1]),
+    ):
+        with pytest.raises(ValueError, match=r"finite|shape"):
+            attempt()
+    assert torch.equal(trainer.read(), before)
+
+
+def test_a_gradient_that_is_not_finite_leaves_the_weights_finite(trainer: Trainer) -> None:
+    trainer.run_slice(2)
+    trainer.write(torch.full((trainer.layout.total,), 1e30))
+    trainer.run_slice(1)
+    assert bool(torch.isfinite(trainer.read()).all())
+
+
+def test_given_weights_are_evaluated_without_touching_the_live_ones(trainer: Trainer) -> None:
+    initial = trainer.read()
+    loss = trainer.evaluate()
+    trainer.run_slice(20)
+    live = trainer.read()
+    assert trainer.evaluate(initial) == loss
+    assert trainer.evaluate(live) == trainer.evaluate() < loss
+    assert torch.equal(trainer.read(), live)
+    assert trainer.evaluate(bytes_max=64) != trainer.evaluate()
+
+
+def test_samples_have_the_length_asked_for_and_repeat(trainer: Trainer) -> None:
+    trainer.run_slice(5)
+    text = trainer.sample(b"file", 40, 0.8)
+    assert len(text) == 40
+    assert trainer.sample(b"file", 40, 0.8) == text
+    assert len(trainer.sample(b"", 3, 0.0, values=torch.zeros(trainer.layout.total))) == 3
+
+
+def test_the_rate_warms_up_and_falls_along_a_cosine_to_its_floor(spec: RunSpec) -> None:
+    rates = [learning_rate(spec.optimizer, 220, step) for step in range(240)]
+    peak = spec.optimizer.learning_rate
+    assert rates[0] == pytest.approx(peak / 20)
+    assert rates[19] == rates[20] == peak
+    assert rates[120] == pytest.approx(peak * 0.55)
+    assert rates[220:] == pytest.approx([peak * 0.1] * 20)
+    assert rates[20:] == sorted(rates[20:], reverse=True)
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "cpu:1", "tpu", "cuda:x", "", "cpu:"])
+def test_a_device_that_is_not_here_is_named(name: str) -> None:
+    with pytest.raises(DeviceError) as caught:
+        resolve_device(name)
+    assert "cpu" in caught.value.why
+
+
+def test_cpu_and_auto_are_always_devices() -> None:
+    assert resolve_device("cpu").type == "cpu"
+    assert resolve_device("auto").type in ("cpu", "cuda", "mps")
+
+
+def test_a_checkpoint_of_another_run_or_model_is_refused(
+    spec: RunSpec, make_trainer: MakeTrainer, trainer: Trainer
+) -> None:
+    data = trainer.save()
+    wider = msgspec.structs.replace(spec, model=msgspec.structs.replace(spec.model, width=32))
+    for other in (wider, msgspec.structs.replace(spec, seed=1)):
+        with pytest.raises(CheckpointError, match="another run"):
+            make_trainer(other).load(data)
+
+
+Damage = Callable[[dict[str, torch.Tensor], dict[str, str]], object]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda tensors, _: tensors["weights"].__setitem__(0, math.nan),
+        lambda tensors, _: tensors["adam_mean"].__setitem__(5, math.inf),
+        lambda tensors, _: tensors["adam_square"].__setitem__(5, -1.0),
+        lambda tensors, _: tensors.pop("adam_mean"),
+        lambda tensors, _: tensors.update(extra=torch.zeros(1)),
+        lambda tensors, _: tensors.update(weights=tensors["weights"][:-1].clone()),
+        lambda tensors, _: tensors.update(weights=tensors["weights"].double()),
+        lambda _, metadata: metadata.update(step="-1"),
+        lambda _, metadata: metadata.update(step="many"),
+        lambda _, metadata: metadata.update(step=str(2**80)),
+        lambda _, metadata: metadata.update(format="2"),
+        lambda _, metadata: metadata.pop("position"),
+    ],
+)
+def test_a_checkpoint_with_one_thing_wrong_is_refused_whole(trainer: Trainer, damage: Damage) -> None:
+    trainer.run_slice(3)
+    data = trainer.save()
+    tensors = load(data)
+    metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+    damage(tensors, metadata)
+    trainer.run_slice(1)
+    before, step = weights_hash(trainer.read()), trainer.step
+    with pytest.raises(CheckpointError):
+        trainer.load(save(tensors, metadata=metadata))
+    assert (weights_hash(trainer.read()), trainer.step) == (before, step)
+
+
+def test_damaged_checkpoint_bytes_are_refused(trainer: Trainer) -> None:
+    data = trainer.save()
+    header = 8 + int.from_bytes(data[:8], "little")
+    damaged = [b"", b"\0" * 8, b"\xff" * 64, data[:-1], data + b"\0", data[: header // 2]]
+    damaged += [data[:position] + b"\xff" + data[position + 1 :] for position in range(0, header, 5)]
+    for case in damaged:
+        with pytest.raises(CheckpointError):
+            trainer.load(case)
