@@ -74,7 +74,8 @@ class AntiEntropy:
         self._ledger = ledger
         self._limits = limits
         self._rng = rng
-        self._meeting: set[PeerId] = set()
+        self._meeting: dict[PeerId, bool] = {}
+        """Peers with a round under way, and whether another one shall follow it."""
         self._news_fanout = 0
         self._news = trio.Event()
         self._told: dict[PeerId, tuple[object, ...]] = {}
@@ -149,17 +150,26 @@ class AntiEntropy:
             await trio.sleep(EARLY_INTERVAL_S + EARLY_INTERVAL_PER_REGISTER_S * registers)
 
     def _meet_some(self, nursery: trio.Nursery, count: int) -> None:
-        free = [peer for peer in self._neighbours() if peer not in self._meeting]
-        for peer in self._rng.sample(free, min(count, len(free))):
+        neighbours = self._neighbours()
+        for peer in self._rng.sample(neighbours, min(count, len(neighbours))):
             nursery.start_soon(self._meet, peer)
 
     # --- one round --------------------------------------------------------------------------------------------
 
     async def _meet(self, peer: PeerId) -> None:
-        """Hold a round with ``peer``; failures are counted and left to the next round."""
+        """Hold a round with ``peer``; if one is under way, hold another after it, for it may miss the latest."""
         if peer in self._meeting:
+            self._meeting[peer] = True
             return
-        self._meeting.add(peer)
+        self._meeting[peer] = True
+        try:
+            while self._meeting[peer]:
+                self._meeting[peer] = False
+                await self._hold_round(peer)
+        finally:
+            del self._meeting[peer]
+
+    async def _hold_round(self, peer: PeerId) -> None:
         try:
             with trio.fail_after(self._limits.call_timeout_s):
                 stream = await self._transport.open_stream(peer, SYNC_PROTOCOL)
@@ -170,18 +180,18 @@ class AntiEntropy:
             self.rounds_failed += 1
             self._ledger.note(peer, "malformed", error.what)
         except (TransportError, trio.BrokenResourceError, trio.TooSlowError) as error:
+            # Whatever it was about, the next round is about it too.
             self.rounds_failed += 1
             log.debug("round failed", peer=peer, error=str(error))
-        finally:
-            self._meeting.discard(peer)
 
     async def _ask(self, peer: PeerId, stream: trio.abc.HalfCloseableStream) -> None:
         await send_message(stream, Probe(digest=self._notices.digest()))
         match await self._receive(stream, InStep | Versions):
             case Versions(versions=theirs):
+                wanted = self._notices.wanted_from(theirs)
                 swap = Swap(
                     notices=self._some_of(self._notices.missing_from(theirs)),
-                    want=self._notices.wanted_from(theirs)[: self._limits.notices_per_swap_max],
+                    want=self._rng.sample(wanted, min(len(wanted), self._limits.notices_per_swap_max)),
                 )
                 await send_message(stream, swap)
                 answer = await self._receive(stream, Notices)

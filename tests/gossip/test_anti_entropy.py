@@ -75,8 +75,9 @@ async def connect_all(members):
             await member.host.connect(other.host.local)
 
 
-@pytest.mark.parametrize("count", [2, 4, 6])
-async def test_news_crosses_a_small_swarm_quickly(autojump_clock, count):
+@pytest.mark.parametrize(("count", "typical_s", "longest_s"), [(2, 0.3, 0.5), (4, 0.3, 0.5), (6, 1.0, 2.5)])
+async def test_news_crosses_a_small_swarm_quickly(autojump_clock, count, typical_s, longest_s):
+    # Up to 4 members the author tells everybody at once; beyond, regular rounds reach the rest.
     async with swarm(count) as (_, members):
         for member in members:
             member.table.publish("heartbeat", heartbeat())
@@ -88,8 +89,8 @@ async def test_news_crosses_a_small_swarm_quickly(autojump_clock, count):
             members[round_number % count].table.publish("fragments", Fragments(entries=[]))
             await members[0].settled(members)
             times.append(trio.current_time() - began_s)
-    assert max(times) < 1.5
-    assert sorted(times)[10] < 0.7
+    assert max(times) < longest_s
+    assert sorted(times)[10] < typical_s
 
 
 async def test_counting_heartbeats_wait_for_the_regular_round_but_goodbyes_do_not(autojump_clock):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from gossip.messages import Heartbeat
 from p2p.identity import Identity
 
@@ -52,7 +54,8 @@ class MemoryDisk:
         self.files[path] = bytes(damaged)
 
 
-IDENTITIES = sorted((Identity.generate() for _ in range(6)), key=lambda identity: identity.peer)
+IDENTITIES = [Identity(Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32)) for number in range(6)]
+"""The same in every run, so that nothing drawn or sorted by peer differs."""
 
 
 def heartbeat(**changes: object) -> Heartbeat:
