@@ -6,7 +6,7 @@ import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.live import Live
@@ -24,7 +24,8 @@ REFRESH_S = 2.0
 merge_app = typer.Typer(help="The global merge: one exact average over all members.", no_args_is_help=True)
 
 Which = Annotated[
-    str, typer.Option("--which", help="anchor: the last merge's weights; live: this node's own.")
+    Literal["anchor", "live"],
+    typer.Option("--which", help="anchor: the last merge's weights; live: this node's own."),
 ]
 
 
@@ -119,13 +120,15 @@ def merge_now(common: Common) -> None:
 def export(
     common: Common,
     out: Annotated[Path, typer.Option("--out", metavar="PATH", help="The safetensors file to write.")],
-    dtype: Annotated[str, typer.Option("--dtype", help="fp32 or bf16.")] = "fp32",
+    dtype: Annotated[
+        Literal["fp32", "bf16"], typer.Option("--dtype", help="Precision in the file.")
+    ] = "fp32",
     which: Which = "anchor",
 ) -> None:
     """Write the model as a safetensors file, which loads anywhere."""
     from node.control import Export
 
-    request = Export(path=str(out.resolve()), dtype=dtype, which=which)  # type: ignore[arg-type]
+    request = Export(path=str(out.resolve()), dtype=dtype, which=which)
     answer: dict[str, Any] = common.ask("export", request, timeout_s=WORK_TIMEOUT_S)
     text = f"wrote    {answer['path']}  ({format_bytes(answer['bytes'])})\nweights  {answer['weights_hash']}"
     common.print(answer, text)
@@ -141,7 +144,7 @@ def evaluate(
     """Measure the loss on held-out text, in nats per byte."""
     from node.control import Evaluate
 
-    request = Evaluate(which=which, bytes_max=bytes_max)  # type: ignore[arg-type]
+    request = Evaluate(which=which, bytes_max=bytes_max)
     answer: dict[str, Any] = common.ask("evaluate", request, timeout_s=WORK_TIMEOUT_S)
     text = f"loss  {answer['loss']:.4f} nats per byte, {which} weights, {answer['held_out_bytes']:,} held-out bytes"
     common.print(answer, text)
@@ -157,7 +160,7 @@ def sample(
     """Let the model write text."""
     from node.control import Sample
 
-    request = Sample(prompt=prompt, count=count, temperature=temperature, which=which)  # type: ignore[arg-type]
+    request = Sample(prompt=prompt, count=count, temperature=temperature, which=which)
     answer: dict[str, Any] = common.ask("sample", request, timeout_s=WORK_TIMEOUT_S)
     common.print(answer, escape(answer["text"]))
 

@@ -6,14 +6,13 @@ import dataclasses
 import os
 from importlib.metadata import version as version_of
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.table import Table
 
 from cli.common import Common, command
 from cli.exit_codes import ExitCode
-from p2p.errors import GossamerError
 
 config_app = typer.Typer(help="What this node is set to, and where it keeps things.", no_args_is_help=True)
 keys_app = typer.Typer(help="The identity of this node.", no_args_is_help=True)
@@ -115,11 +114,10 @@ def version(common: Common) -> None:
 
 
 def help_topic(
-    common: Common, topic: Annotated[str, typer.Argument(help="The only topic: exit-codes.")] = "exit-codes"
+    common: Common,
+    topic: Annotated[Literal["exit-codes"], typer.Argument(help="What to explain.")] = "exit-codes",
 ) -> None:
-    """Help on what is not a command: [bold]gossamer help exit-codes[/bold]."""
-    if topic != "exit-codes":
-        raise GossamerError(f"no help on {topic!r}", fix="gossamer help exit-codes    or gossamer --help")
+    """Explain what is not a command: the exit codes."""
     table = _table("code", "meaning")
     for code in ExitCode:
         table.add_row(str(int(code)), code.meaning)

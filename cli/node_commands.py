@@ -87,12 +87,15 @@ def run(
     parent: ParentOption = None,
 ) -> None:
     """Run a node: train, exchange, merge, until Ctrl-C (once: checkpoint and goodbye; twice: at once)."""
+    from p2p.identity import Identity
+
     if parent is not None:
         _die_with(parent)
     home = common.home
     flags = {"listen": listen or None, "device": device, "threads": threads, "data_path": data, "part": part}
     config = _config(common, home, flags)
     run_spec, run_id = _parse_run(spec)
+    Identity.load(home.identity_file)  # before the seconds that importing torch takes
     _live(common, home, config, spec=run_spec, run=run_id, bootstrap=bootstrap or [], linger=linger)
 
 
@@ -110,7 +113,7 @@ def join(
     from p2p.invite import Invite
 
     now = datetime.datetime.now(datetime.UTC).timestamp()
-    parsed = Invite.parse(invite, now_unix_s=int(now))
+    parsed = Invite.parse(invite, now_unix_s=now)
     home = common.home
     peer, created, _ = prepare_home(home)
     flags = {"listen": listen or None, "device": device, "threads": threads, "data_path": data, "part": part}

@@ -1,0 +1,245 @@
+"""Whole command lines against a fake node: what they print, where, and the code they end with."""
+
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cli.exit_codes
+from cli.ask_commands import parse_duration_s
+from cli.exit_codes import ExitCode, exit_code_of
+from node.control import ControlError, Evaluate, Export, MakeInvite, Sample, Stop
+from node.home import Home
+from p2p.errors import GossamerError
+from tests.cli.fake_node import MERGE, PEERS, FakeNode
+
+pytestmark = pytest.mark.usefixtures("home")
+Gossamer = Any
+
+
+def test_help_lists_every_command(gossamer: Gossamer) -> None:
+    shown = gossamer("--help")
+    assert shown.code == 0
+    names = "init run join invite stop status peers merge export eval sample testnet config keys version help"
+    for name in names.split():
+        assert f" {name} " in shown.out
+
+
+def test_the_flags_of_daily_commands_are_few_and_known(gossamer: Gossamer) -> None:
+    """New knobs belong into the run spec or config.toml; a new flag has to be added here too, on purpose."""
+    everywhere = {"--home", "--json", "--quiet", "--debug", "--no-color", "--help"}
+    expected = {
+        "init": set(),
+        "run": {
+            "--run",
+            "--listen",
+            "--bootstrap",
+            "--device",
+            "--threads",
+            "--data",
+            "--part",
+            "--linger",
+            "--no-linger",
+        },
+        "join": {"--listen", "--device", "--threads", "--data", "--part", "--linger", "--no-linger"},
+        "status": {"--watch"},
+        "stop": {"--now"},
+        "invite": {"--peers", "--expires"},
+        "export": {"--out", "--dtype", "--which"},
+        "eval": {"--which", "--bytes"},
+        "sample": {"--count", "--temperature", "--which"},
+    }
+    for name, flags in expected.items():
+        words = gossamer(name, "--help").out.replace("│", " ").split()
+        assert {word for word in words if word.startswith("--")} == flags | everywhere, name
+
+
+def test_init_creates_and_then_keeps(gossamer: Gossamer, home: Home) -> None:
+    first = gossamer("init")
+    assert first.code == 0
+    assert "created" in first.out
+    assert stat.S_IMODE(home.identity_file.stat().st_mode) == 0o600
+    again = json.loads(gossamer("init", "--json").out)
+    assert again["created"] == {"identity": False, "config": False}
+    assert again["peer"] in first.out
+    assert json.loads(gossamer("--json", "keys", "show").out)["peer"] == again["peer"]
+
+
+def test_home_is_taken_before_and_after_the_command(gossamer: Gossamer, tmp_path: Path) -> None:
+    for number, arguments in enumerate([("--home", "X", "init"), ("init", "--home", "X")]):
+        folder = str(tmp_path / f"other-{number}")
+        assert gossamer(*(folder if word == "X" else word for word in arguments)).code == 0
+        assert Path(folder, "identity.key").exists()
+
+
+def test_status_on_one_screen_and_as_json(gossamer: Gossamer, node: FakeNode) -> None:
+    text = gossamer("status").out
+    for part in (
+        "node-1 (AAAAAAAA)",
+        "step 50 of 100",
+        "loss 2.7500",
+        "variance 0.50 -> 1.00",
+        "hash 2",
+        "banned",
+    ):
+        assert part in text
+    shown = json.loads(gossamer("status", "--json").out)
+    assert shown["schema"] == 1
+    assert shown["peer"] == PEERS[0]
+
+
+def test_peers_lists_the_connected_first(gossamer: Gossamer, node: FakeNode) -> None:
+    lines = gossamer("peers").out.splitlines()
+    assert [line.split()[0] for line in lines] == ["peer", "BBBBBBBB", "CCCCCCCC"]
+    assert "hash" in lines[2]
+
+
+def test_merge_export_eval_sample_invite_stop(gossamer: Gossamer, node: FakeNode, tmp_path: Path) -> None:
+    assert MERGE.weights_hash in gossamer("merge", "now").out
+    assert "2.1250" in gossamer("eval", "--bytes", "1000").out
+    assert gossamer("sample", "def ", "--count", "9").out == "[red]self[/red] = None\n"
+    assert gossamer("invite", "--expires", "7d").out.startswith("gossamer:join/1/abc?peer=/ip4/")
+    assert gossamer("export", "--out", "m.safetensors", "--which", "live").code == 0
+    assert gossamer("stop", "--now").code == 0
+    assert node.asked == [
+        Evaluate(which="live", bytes_max=1000),
+        Sample(prompt="def ", count=9),
+        MakeInvite(peers=3, expires_s=7 * 86400),
+        Export(path=str(tmp_path / "m.safetensors"), which="live"),
+        Stop(now=True),
+    ]
+
+
+def test_an_error_is_three_lines_on_stderr_and_never_a_traceback(gossamer: Gossamer, node: FakeNode) -> None:
+    shown = gossamer("export", "--out", "m.safetensors")
+    assert shown.code == ExitCode.FAILED
+    assert shown.out == ""
+    assert shown.err.splitlines() == [
+        "error there is no merged model yet",
+        "why   none was made",
+        "fix   gossamer merge now",
+    ]
+    as_json = gossamer("export", "--out", "m.safetensors", "--json")
+    assert json.loads(as_json.err)["error"]["fix"] == "gossamer merge now"
+    assert "Traceback" in gossamer("export", "--out", "m.safetensors", "--debug").err
+
+
+def test_no_node_is_code_4(gossamer: Gossamer) -> None:
+    for command in (
+        ["status"],
+        ["peers"],
+        ["stop"],
+        ["merge", "now"],
+        ["testnet", "kill", "1"],
+        ["testnet", "down"],
+    ):
+        shown = gossamer(*command)
+        assert shown.code == ExitCode.NO_DAEMON, command
+        assert "gossamer" in shown.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["statu"], ExitCode.USAGE, "Did you mean 'status'"),
+        (["sample", "--count", "0"], ExitCode.USAGE, "--count"),
+        (["invite", "--expires", "soon"], ExitCode.USAGE, "7d"),
+        (["eval", "--which", "other"], ExitCode.USAGE, "anchor"),
+        (["export", "--out", "x", "--dtype", "fp8"], ExitCode.USAGE, "bf16"),
+        (["join", "gossamer:join/1/nonsense"], ExitCode.USAGE, "invite"),
+        (["run"], ExitCode.CONFIG, "gossamer init"),
+        (["run", "--run", "absent.toml"], ExitCode.CONFIG, "absent.toml"),
+        (["run", "--part", "5/4"], ExitCode.CONFIG, "--part"),
+        (["config", "check", "absent.toml"], ExitCode.CONFIG, "absent.toml"),
+        (["keys", "show"], ExitCode.CONFIG, "gossamer init"),
+        (["testnet", "up", "-n", "2", "--alone", "3"], ExitCode.USAGE, "at most as many"),
+        (["testnet", "logs"], ExitCode.FAILED, "gossamer testnet up"),
+        (["help", "everything"], ExitCode.USAGE, "exit-codes"),
+    ],
+)
+def test_mistakes_get_a_code_and_a_next_step(
+    gossamer: Gossamer, arguments: list[str], code: ExitCode, said: str
+) -> None:
+    shown = gossamer(*arguments)
+    assert shown.code == code
+    assert said in " ".join(shown.err.replace("│", " ").split())
+    assert "Traceback" not in shown.err
+
+
+def test_a_bug_is_reported_as_one_with_its_trace_in_a_file(
+    gossamer: Gossamer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("p2p.identity.Identity.load", lambda _: 1 / 0)
+    shown = gossamer("keys", "show")
+    assert shown.code == ExitCode.FAILED
+    assert "this is a bug in gossamer" in shown.err
+    (trace,) = tmp_path.glob("gossamer-error-*.txt")
+    assert "ZeroDivisionError" in trace.read_text()
+    assert trace.name in shown.err
+
+
+def test_errors_inside_nurseries_are_explained_too(
+    gossamer: Gossamer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Path) -> None:
+        raise ExceptionGroup("nursery", [ExceptionGroup("nursery", [GossamerError("the port is taken")])])
+
+    monkeypatch.setattr("p2p.identity.Identity.load", fail)
+    assert gossamer("keys", "show").err == "error the port is taken\n"
+
+
+def test_config_show_says_where_values_come_from(gossamer: Gossamer, home: Home) -> None:
+    gossamer("init")
+    home.config_file.write_text("threads = 3\n")
+    shown = json.loads(gossamer("config", "show", "--json").out)
+    assert shown["threads"] == {"value": 3, "origin": f"{home.config_file}:1"}
+    assert shown["device"] == {"value": "auto", "origin": "default"}
+    home.config_file.write_text("thread = 3\n")
+    broken = gossamer("config", "check")
+    assert broken.code == ExitCode.CONFIG
+    assert "did you mean threads?" in broken.err
+
+
+def test_config_check_reads_a_spec(gossamer: Gossamer, tmp_path: Path) -> None:
+    (tmp_path / "spec.toml").write_text('name = "mine"\n[train]\nsteps = 7\n')
+    shown = json.loads(gossamer("config", "check", "spec.toml", "--json").out)
+    assert len(shown["run_id"]) == 64
+    (tmp_path / "spec.toml").write_text('name = "mine"\n[train]\nstep = 7\n')
+    assert "did you mean steps?" in gossamer("config", "check", "spec.toml").err
+
+
+def test_limits_paths_version_and_exit_codes_are_printed(gossamer: Gossamer, home: Home) -> None:
+    assert json.loads(gossamer("config", "limits", "--json").out)["frame_bytes_max"] == 1 << 20
+    assert str(home.identity_file) in gossamer("config", "paths").out
+    assert "gossamer" in json.loads(gossamer("version", "--json").out)
+    codes = json.loads(gossamer("help", "exit-codes", "--json").out)
+    assert codes["4"] == "no node is running in this home"
+
+
+def test_errors_map_to_codes_here_and_over_the_socket() -> None:
+    assert exit_code_of(ControlError("SpecError", "bad spec")) == ExitCode.CONFIG
+    assert exit_code_of(ControlError("ValueError", "odd")) == ExitCode.FAILED
+    assert exit_code_of(GossamerError("odd")) == ExitCode.FAILED
+
+
+def test_every_error_that_has_a_code_exists() -> None:
+    sources = "".join(
+        path.read_text()
+        for package in ("p2p", "gossip", "training", "node", "cli")
+        for path in (Path(cli.exit_codes.__file__).parent.parent / package).glob("*.py")
+    )
+    for name in cli.exit_codes._BY_ERROR:
+        assert f"class {name}(" in sources or f'"{name}"' in sources.replace(f'"{name}":', ""), name
+
+
+def test_durations() -> None:
+    assert [parse_duration_s(text) for text in ("90", "90s", "30m", "12h", "7d")] == [
+        90,
+        90,
+        1800,
+        43200,
+        604800,
+    ]
