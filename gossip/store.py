@@ -181,6 +181,15 @@ class ShardStore:
         for held in self._held.values():
             held.owners.discard(owner)
 
+    async def release(self, owner: str) -> None:
+        """Drop every pin of ``owner``, and with it the shards that nobody else has pinned: they are of no more use."""
+        let_go = [ref for ref, held in self._held.items() if held.owners == {owner}]
+        self.unpin(owner)
+        async with self._writing:
+            for ref in let_go:
+                if ref in self._held and not self._held[ref].owners:
+                    await self._drop(ref)
+
     async def _make_room(self, size: int) -> None:
         while self._bytes_held + size > self._quota_bytes:
             if not await self._evict_oldest():

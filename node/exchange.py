@@ -141,7 +141,7 @@ class Exchanger:
         pinned = self._pinned.setdefault(due.fragment, deque())
         pinned.append(owner)
         if len(pinned) > SNAPSHOTS_KEPT:
-            self._store.unpin(pinned.popleft())
+            await self._store.release(pinned.popleft())
         self._published[due.fragment] = FragmentEntry(fragment=due.fragment, step=due.step, shard=shard)
         entries = [self._published[fragment] for fragment in sorted(self._published)]
         self._notices.publish("fragments", Fragments(entries=entries))

@@ -159,9 +159,12 @@ class NodeMergeHost:
         own = self._contributions.get(committed.record.parent) if contributed else None
         contribution = await self._assemble(own.inputs) if own is not None else None
         await self._take(committed.record, record_hash, contribution, rebase=True, duration_s=duration_s)
-        for parent in list(self._contributions):
-            self._store.unpin(_inputs(parent))
-            del self._contributions[parent]
+        self._contributions.clear()
+        owner = _inputs(committed.record.parent)
+        for contributor in committed.record.contributors:
+            for ref in contributor.inputs:
+                self._store.pin(ref, owner)
+        await self._store.release(owner)
 
     async def recover(self, committed: CommittedRecord, record_hash: bytes, *, rebase: bool) -> None:
         """After a restart: find the anchor of the last commit again, fetching what the store has lost.
@@ -190,7 +193,7 @@ class NodeMergeHost:
                 partial(self._rebase, anchor, contribution), lane="train", cost_s=self._costs.copy_s
             )
         self.anchor = anchor
-        self._pin_results(record_hash, record.results)
+        await self._pin_results(record_hash, record.results)
         self._adopted(Adoption(record_hash, record, anchor, contribution, duration_s))
 
     def _rebase(self, anchor: torch.Tensor, contribution: torch.Tensor | None) -> None:
@@ -227,13 +230,13 @@ class NodeMergeHost:
             lambda: encode_values(values, WIRE), lane="side", cost_s=self._costs.copy_s
         )
 
-    def _pin_results(self, record_hash: bytes, results: Sequence[ShardRef]) -> None:
+    async def _pin_results(self, record_hash: bytes, results: Sequence[ShardRef]) -> None:
         owner = f"anchor/{record_hash.hex()}"
         for ref in results:
             self._store.pin(ref, owner)
         self._pinned_results.append(owner)
         while len(self._pinned_results) > MERGES_KEPT:
-            self._store.unpin(self._pinned_results.popleft())
+            await self._store.release(self._pinned_results.popleft())
 
 
 def _inputs(parent: bytes) -> str:

@@ -126,3 +126,17 @@ async def test_memory_is_bounded_and_disk_serves_the_rest():
     assert store.statistics().bytes_cached == 2000
     large = await store.put(bytes(2501))
     assert await store.get(large) == bytes(2501)
+
+
+async def test_what_an_owner_releases_is_gone_unless_somebody_else_wants_it() -> None:
+    disk = MemoryDisk()
+    store = ShardStore(disk, quota_bytes=1 << 20)
+    mine, ours, kept = b"mine", b"ours", b"nobody's, kept until room is needed"
+    await store.put(mine, owner="snapshot")
+    await store.put(ours, owner="snapshot")
+    shared = await store.put(ours, owner="merge")
+    free = await store.put(kept)
+    await store.release("snapshot")
+    assert [await store.get(ref) for ref in (shared, free)] == [ours, kept]
+    assert store.statistics().shards == 2
+    assert len(await disk.list("shards")) == 2
