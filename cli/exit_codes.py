@@ -41,6 +41,8 @@ _BY_ERROR = {
     "ConfigError": ExitCode.CONFIG,
     "SpecError": ExitCode.CONFIG,
     "DataError": ExitCode.CONFIG,
+    "AddressError": ExitCode.CONFIG,
+    "DeviceError": ExitCode.CONFIG,
     "IdentityError": ExitCode.CONFIG,
     "NoDaemon": ExitCode.NO_DAEMON,
     "Gone": ExitCode.NO_DAEMON,

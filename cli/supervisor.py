@@ -46,7 +46,7 @@ AGREE_S_MAX = 60.0
 """From the last node's finish until every node has measured and reported its merge."""
 WORK_S_MAX = 300.0
 KILL_AT, RESTART_AFTER_S = 0.4, 10.0
-SAMPLE_BYTES = 300
+SAMPLE_PROMPT, SAMPLE_BYTES = "def ", 300
 LOG_LINES_SHOWN = 3
 
 
@@ -390,12 +390,12 @@ class Supervisor:
         out = plan.folder / "merged.safetensors"
         exported = await teller.ask("export", Export(path=str(out)))
         judged = await teller.ask("evaluate", Evaluate(which="anchor"))
-        sampled = await teller.ask("sample", Sample(prompt="def ", count=SAMPLE_BYTES, which="anchor"))
+        sampled = await teller.ask("sample", Sample(prompt=SAMPLE_PROMPT, count=SAMPLE_BYTES, which="anchor"))
         return msgspec.structs.replace(
             report,
             held_out_bytes=judged["held_out_bytes"],
             held_out_digest=judged["held_out_digest"],
-            sample=sampled["text"],
+            sample=SAMPLE_PROMPT + sampled["text"],
             exported=exported["path"],
             exported_bytes=exported["bytes"],
         )
