@@ -256,18 +256,19 @@ class _Side:
     async def wait_sendable(self) -> None:
         """Wait for nothing: credits bound what is under way."""
 
-    def send_data(self, stream: FlowStream, payload: bytes) -> None:
+    def send_data(self, stream: FlowStream, payload: memoryview) -> None:
         """Carry bytes; landing outside of the window ends the connection."""
+        data = bytes(payload)
 
         def arrive(far: _Side) -> None:
             if (target := far.streams.get(stream.stream_id)) is None:
                 far.carry(0, lambda near: near.reset_stream(stream.stream_id))
-            elif target.accept_bytes(len(payload)):
-                target.deliver(payload)
+            elif target.accept_bytes(len(data)):
+                target.deliver(data)
             else:
                 far.close("the peer sent past its receive window", tell="the connection broke")
 
-        self.carry(len(payload), arrive)
+        self.carry(len(data), arrive)
 
     def send_credit(self, stream: FlowStream, count: int) -> None:
         """Carry credit."""

@@ -11,7 +11,6 @@ the other side's reader consumes. Receiving more than was granted is an offence 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,8 +34,8 @@ class FrameSink(Protocol):
     async def wait_sendable(self) -> None:
         """Wait until one more data frame may be queued; it is queued before the next checkpoint, or never."""
 
-    def send_data(self, stream: FlowStream, payload: bytes) -> None:
-        """Queue one data frame, after ``wait_sendable``."""
+    def send_data(self, stream: FlowStream, payload: memoryview) -> None:
+        """Queue one data frame, after ``wait_sendable``. ``payload`` is the caller's: copy it."""
 
     def send_credit(self, stream: FlowStream, count: int) -> None:
         """Allow the other side ``count`` more bytes."""
@@ -96,14 +95,20 @@ class FlowStream(trio.abc.HalfCloseableStream):
                 raise trio.ClosedResourceError("the end of the stream was already sent")
             await trio.lowlevel.checkpoint()
             view = memoryview(data)
-            while view:
-                await self._progress(self._wait_credit)
-                await self._progress(self._sink.wait_sendable)
-                size = min(len(view), self._credit, FRAME_PAYLOAD_BYTES)
-                self._credit -= size
-                self._meter.bytes_sent += size
-                self._sink.send_data(self, bytes(view[:size]))
-                view = view[size:]
+            with trio.move_on_after(self._timeout_s) as patience:
+                while view:
+                    await self._wait_credit()
+                    await self._sink.wait_sendable()
+                    self._check_open()
+                    size = min(len(view), self._credit, FRAME_PAYLOAD_BYTES)
+                    self._credit -= size
+                    self._meter.bytes_sent += size
+                    self._sink.send_data(self, view[:size])
+                    view = view[size:]
+                    patience.deadline = trio.current_time() + self._timeout_s
+            if patience.cancelled_caught:
+                self.reset(f"the peer took no data for {self._timeout_s:g} s")
+                self._check_open()
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until there is credit."""
@@ -120,13 +125,6 @@ class FlowStream(trio.abc.HalfCloseableStream):
             if not self._eof_sent and not self._broken:
                 self._eof_sent = True
                 self._sink.send_eof(self)
-
-    async def _progress(self, wait: Callable[[], object]) -> None:
-        with trio.move_on_after(self._timeout_s) as scope:
-            await wait()  # type: ignore[misc]
-        if scope.cancelled_caught:
-            self.reset(f"the peer took no data for {self._timeout_s:g} s")
-        self._check_open()
 
     async def _wait_credit(self) -> None:
         self._check_open()

@@ -63,13 +63,16 @@ async def open_libp2p(
 ) -> AsyncIterator[Transport]:
     """A transport that listens on ``listen`` (such as ``/ip4/0.0.0.0/tcp/4100``; port 0 picks a free one).
 
+    With nothing to listen on it only dials.
+
     Leaving the block says goodbye to every peer. Raises PortInUse before anything else is started.
     """
     _quiet_library()
     async with contextlib.AsyncExitStack() as sockets, open_service_nursery() as nursery:
         listeners = [await sockets.enter_async_context(await _listen(address)) for address in listen]
         transport = Libp2pTransport(identity, _dialable_addresses(listeners), limits, nursery)
-        nursery.start_soon(partial(trio.serve_listeners, transport.accept, listeners))
+        for listener in listeners:
+            nursery.start_soon(trio.serve_listeners, transport.accept, [listener])
         try:
             yield transport
         finally:

@@ -8,6 +8,7 @@ several times cheaper than a read per length and a read per message.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 
 import trio
@@ -29,7 +30,7 @@ class NoiseStream(trio.abc.Stream):
         self._seal = seal
         self._unseal = unseal
         self._ciphertext = bytearray()
-        self._plaintext = b""
+        self._plaintext: deque[bytes] = deque()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Encrypt and send ``data`` in as few messages as fit. A cancelled call leaves the stream unusable."""
@@ -44,7 +45,7 @@ class NoiseStream(trio.abc.Stream):
         await self._socket.wait_send_all_might_not_block()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """The plaintext of every message that has arrived, or ``b""`` at the end of the connection."""
+        """The plaintext of the next message that is not empty, or ``b""`` at the end of the connection."""
         while not self._plaintext:
             received = await self._socket.receive_some(SOCKET_READ_BYTES)
             if not received:
@@ -52,15 +53,14 @@ class NoiseStream(trio.abc.Stream):
                     raise trio.BrokenResourceError("the connection ended inside a message")
                 return b""
             self._ciphertext += received
-            self._plaintext = self._open_messages()
-        if max_bytes is None or len(self._plaintext) <= max_bytes:
-            taken, self._plaintext = self._plaintext, b""
-        else:
-            taken, self._plaintext = self._plaintext[:max_bytes], self._plaintext[max_bytes:]
-        return taken
+            self._open_messages()
+        message = self._plaintext.popleft()
+        if max_bytes is not None and len(message) > max_bytes:
+            self._plaintext.appendleft(message[max_bytes:])
+            message = message[:max_bytes]
+        return message
 
-    def _open_messages(self) -> bytes:
-        opened = []
+    def _open_messages(self) -> None:
         at = 0
         with memoryview(self._ciphertext) as data:
             while len(data) - at >= LENGTH_BYTES:
@@ -68,12 +68,13 @@ class NoiseStream(trio.abc.Stream):
                 if end > len(data):
                     break
                 try:
-                    opened.append(self._unseal(bytes(data[at + LENGTH_BYTES : end])))
+                    message = self._unseal(bytes(data[at + LENGTH_BYTES : end]))
                 except Exception as error:  # whatever the cipher raises, the bytes are not the peer's
                     raise trio.BrokenResourceError("a message that does not decrypt") from error
+                if message:
+                    self._plaintext.append(message)
                 at = end
         del self._ciphertext[:at]
-        return b"".join(opened)
 
     async def aclose(self) -> None:
         """Close the socket."""

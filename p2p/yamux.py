@@ -30,8 +30,10 @@ HEADER: Final = struct.Struct(">BBHII")  # version, type, flags, stream id, leng
 INITIAL_WINDOW_BYTES = 256 << 10
 """What the protocol grants on every new stream; more is granted with the opening frame."""
 
-DATA_FRAMES_QUEUED = 4
+DATA_FRAMES_QUEUED = 8
 """Data frames that wait for the socket; a stream that wants to send more waits its turn."""
+WRITE_BYTES = 4 * (HEADER.size + FRAME_PAYLOAD_BYTES)
+"""Frames that go to the socket together: full ones fill whole encrypted messages, small ones share one."""
 CONTROL_FRAMES_MAX = 1024
 """Frames we owe the other side; one that asks for more without reading them is cut off."""
 FLUSH_TIMEOUT_S = 1.0
@@ -145,7 +147,7 @@ class Session:
         while self._data_frames >= DATA_FRAMES_QUEUED and not self.reason:
             await self._outbox_drained.park()
 
-    def send_data(self, stream: FlowStream, payload: bytes) -> None:
+    def send_data(self, stream: FlowStream, payload: memoryview) -> None:
         """Queue one data frame."""
         self._data_frames += 1
         self._outbox.append(HEADER.pack(0, DATA, 0, stream.stream_id, len(payload)) + payload)
@@ -175,8 +177,7 @@ class Session:
                 await self._outbox_filled.park()
             batch = [self._outbox.popleft()]
             size = len(batch[0])
-            # Small frames share one encrypted message; a full data frame is one by itself.
-            while self._outbox and size + len(self._outbox[0]) <= HEADER.size + FRAME_PAYLOAD_BYTES:
+            while self._outbox and size + len(self._outbox[0]) <= WRITE_BYTES:
                 batch.append(self._outbox.popleft())
                 size += len(batch[-1])
             data_frames = sum(frame[1] == DATA for frame in batch)
