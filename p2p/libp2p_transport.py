@@ -224,7 +224,10 @@ class Libp2pTransport:
 
     async def accept(self, socket: trio.SocketStream) -> None:
         """Take one inbound connection from its first byte to its end."""
-        address = str(socket.socket.getpeername()[0])
+        try:
+            address = str(socket.socket.getpeername()[0])
+        except OSError:  # already gone
+            return
         if (
             self._handshakes.total() >= self._limits.handshakes_max
             or self._handshakes[address] >= self._limits.handshakes_per_address_max

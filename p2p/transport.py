@@ -13,8 +13,10 @@ The contract, beyond the types:
   closed when the handler returns.
 * A peer that sends past its receive window, or stops answering for ``Limits.peer_silence_s``, is
   disconnected, and a ``PeerDown`` with the reason is published.
-* All waits are bounded: ``connect`` by ``Limits.dial_timeout_s``, ``open_stream`` and every write by
-  ``Limits.stream_timeout_s``. Reads wait as long as the caller's own deadline.
+* All waits are bounded: ``connect`` by ``Limits.dial_timeout_s``, ``open_stream`` and every wait of a write
+  for the peer to take more by ``Limits.stream_timeout_s``. Reads wait as long as the caller's own deadline.
+* ``aclose`` is graceful for what was sent before and abrupt for what the other side still sends. What has
+  arrived before a stream broke can still be read.
 """
 
 from __future__ import annotations
@@ -90,7 +92,10 @@ class Transport(Protocol):
         """
 
     async def open_stream(self, peer: PeerId, protocol: ProtocolName) -> trio.abc.HalfCloseableStream:
-        """Open a stream to a connected peer. Raises PeerUnreachable or ProtocolUnsupported."""
+        """Open a stream to a connected peer, in one round trip.
+
+        Raises PeerUnreachable, ProtocolUnsupported, or StreamBroken (the peer resets it, or does not answer).
+        """
 
     def serve(self, protocol: ProtocolName, handler: StreamHandler) -> None:
         """Answer inbound streams of ``protocol`` with ``handler``; to be called once per protocol."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
+import struct
 from collections.abc import AsyncIterator
 
 import msgspec
@@ -137,6 +138,15 @@ async def test_half_open_connections_do_not_shut_others_out() -> None:
                     with contextlib.suppress(PeerUnreachable):
                         await near.connect(host.local)
             assert await echoes(near, host)
+
+
+async def test_strangers_that_hang_up_at_once_do_no_harm() -> None:
+    async with open_host() as host, open_host() as near:
+        for _ in range(50):
+            with socket.create_connection(("127.0.0.1", port_of(host.local))) as stranger:
+                # Linger for 0 s: closing sends a reset instead of a polite end.
+                stranger.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        assert await echoes(near, host)
 
 
 async def test_a_handshake_that_does_not_finish_is_given_up() -> None:
