@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.markup import escape
 
 from cli.common import Common, command
-from cli.views import peers_table, status_text
+from cli.views import peers_table, printable, status_text
 from node.config import format_bytes
 
 MERGE_TIMEOUT_S = 150.0
@@ -162,7 +162,7 @@ def sample(
 
     request = Sample(prompt=prompt, count=count, temperature=temperature, which=which)
     answer: dict[str, Any] = common.ask("sample", request, timeout_s=WORK_TIMEOUT_S)
-    common.print(answer, escape(answer["text"]))
+    common.print(answer, escape(printable(answer["text"])))
 
 
 def stop(

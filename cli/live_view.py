@@ -5,7 +5,7 @@ Owns drawing only. ``NodeRow`` is also what ``gossamer testnet status --json`` p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Protocol
 
@@ -17,7 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from cli.views import duration, loss, mix_text, short
+from cli.views import duration, loss, mix_text
 from node.config import format_bytes
 from node.status import NodeStatus
 
@@ -110,6 +110,7 @@ class PlainView:
 
     def show(self, rows: Sequence[NodeRow], elapsed_s: float) -> None:
         """Print the lines that are due."""
+        names = names_of(rows)
         first = [
             row for row in rows if row.status and row.status.loss is not None and row.name not in self._seen
         ]
@@ -119,7 +120,7 @@ class PlainView:
             self._lines_due_s = elapsed_s + LINES_EVERY_S
         for row in rows if due else first:
             if row.name not in self._ended:
-                self.say(f"{duration(elapsed_s):>6}  {row_line(row)}")
+                self.say(f"{duration(elapsed_s):>6}  {row_line(row, names)}")
         if due:
             self._ended = {row.name for row in rows if row.state in ("finished", "killed")}
 
@@ -128,7 +129,12 @@ class PlainView:
         self._console.print(text, markup=False, soft_wrap=True)
 
 
-def row_line(row: NodeRow) -> str:
+def names_of(rows: Sequence[NodeRow]) -> dict[str, str]:
+    """The names of the nodes by peer id, as far as they have answered."""
+    return {row.status.peer: row.name for row in rows if row.status is not None}
+
+
+def row_line(row: NodeRow, names: Mapping[str, str]) -> str:
     """One node in one line of plain text."""
     status = row.status
     if status is None:
@@ -140,7 +146,7 @@ def row_line(row: NodeRow) -> str:
         f"  up {format_bytes(status.bytes_sent)}  down {format_bytes(status.bytes_received)}"
     )
     if status.last_mix is not None:
-        line += f"  mix {mix_text(status.last_mix)}"
+        line += f"  mix {mix_text(status.last_mix, names)}"
     return line + (f"  ! {status.problem}" if status.problem else "")
 
 
@@ -151,19 +157,17 @@ def nodes_table(rows: Sequence[NodeRow]) -> Table:
         right = title in ("step", "loss", "bytes/s", "peers", "up", "down")
         table.add_column(title, justify="right" if right else "left", no_wrap=title != "last mix")
     for row in rows:
-        table.add_row(*_cells(row))
+        table.add_row(*_cells(row, names_of(rows)))
     return table
 
 
-def _cells(row: NodeRow) -> list[Text | ProgressBar | str]:
+def _cells(row: NodeRow, names: Mapping[str, str]) -> list[Text | ProgressBar | str]:
     status = row.status
     name = Text(row.name, style="dim" if row.alone else "")
     phase = Text(row.state, style=_PHASE_STYLES.get(row.state.split()[0], ""))
     if status is None:
         return [name, phase, *[""] * 8]
-    last = "trains alone" if row.alone else mix_text(status.last_mix)
-    if status.last_mix is not None:
-        last += f" ({', '.join(short(peer) for peer in status.last_mix.peers)})"
+    last = "trains alone" if row.alone else mix_text(status.last_mix, names)
     return [
         name,
         phase,

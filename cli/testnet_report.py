@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cli.live_view import NodeRow
-from cli.views import duration, loss
+from cli.views import duration, loss, printable
 from node.config import format_bytes
 from p2p.errors import GossamerError
 
@@ -128,7 +128,7 @@ def report_view(report: Report) -> RenderableType:
     facts.append(("took", duration(report.seconds)))
     parts += [Text(f"{label:<9}{text}") for label, text in facts]
     if report.sample is not None:
-        parts += [Text("\nThe merged model writes:", style="bold"), Text(report.sample)]
+        parts += [Text("\nThe merged model writes:", style="bold"), Text(printable(report.sample))]
     return Group(*parts)
 
 

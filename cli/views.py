@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
@@ -12,6 +12,8 @@ from node.config import format_bytes
 
 if TYPE_CHECKING:
     from node.status import MixReport, NodeStatus, PeerStatus
+
+MIX_PEERS_SHOWN = 3
 
 
 def status_text(status: NodeStatus) -> str:
@@ -80,12 +82,21 @@ def peers_table(peers: Sequence[PeerStatus]) -> Table:
     return table
 
 
-def mix_text(mix: MixReport | None) -> str:
-    """The last mix in a few words: rule, peers, and what it did to the variance."""
+def mix_text(mix: MixReport | None, names: Mapping[str, str] | None = None) -> str:
+    """The last mix in a few words: rule, peers (by ``names`` where they have one), and what it did to the variance."""
     if mix is None:
         return "none yet"
+    peers = [(names or {}).get(peer, short(peer)) for peer in mix.peers]
+    shown = ", ".join(peers[:MIX_PEERS_SHOWN]) + (" ..." if len(peers) > MIX_PEERS_SHOWN else "")
     ratios = f"variance {mix.variance_ratio_before:.2f} -> {mix.variance_ratio_after:.2f}"
-    return f"{mix.rule} with {len(mix.peers)} at step {mix.step:,}, {ratios}"
+    return f"{mix.rule} with {shown} at step {mix.step:,}, {ratios}"
+
+
+def printable(text: str) -> str:
+    """``text`` without what a terminal would obey: models may write anything, and they learn from anyone."""
+    return "".join(
+        char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text
+    )
 
 
 def short(peer: str) -> str:
