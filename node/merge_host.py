@@ -159,12 +159,17 @@ class NodeMergeHost:
         own = self._contributions.get(committed.record.parent) if contributed else None
         contribution = await self._assemble(own.inputs) if own is not None else None
         await self._take(committed.record, record_hash, contribution, rebase=True, duration_s=duration_s)
-        self._contributions.clear()
-        owner = _inputs(committed.record.parent)
-        for contributor in committed.record.contributors:
+        await self._forget_inputs(committed.record)
+
+    async def _forget_inputs(self, record: MergeRecord) -> None:
+        """A decided link needs no inputs: not its own, and not those offered to links of a branch left behind."""
+        owner = _inputs(record.parent)
+        for contributor in record.contributors:
             for ref in contributor.inputs:
                 self._store.pin(ref, owner)
-        await self._store.release(owner)
+        for parent in {record.parent, *self._contributions}:
+            await self._store.release(_inputs(parent))
+        self._contributions.clear()
 
     async def recover(self, committed: CommittedRecord, record_hash: bytes, *, rebase: bool) -> None:
         """After a restart: find the anchor of the last commit again, fetching what the store has lost.

@@ -39,7 +39,9 @@ async def small_swarm(
     spec_file = folder / "run.toml"
     spec_file.write_text(SPEC.format(steps=steps, points=list(points)))
     swarm = [
-        NodeProcess(folder, f"n{number}", port=port, part=f"{number}/{nodes}", spec_file=spec_file, alone=False)
+        NodeProcess(
+            folder, f"n{number}", port=port, part=f"{number}/{nodes}", spec_file=spec_file, alone=False
+        )
         for number, port in enumerate(free_ports(nodes), start=1)
     ]
     try:

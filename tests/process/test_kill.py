@@ -31,7 +31,9 @@ async def longest_pause_s(nodes: list[NodeProcess], *, seconds: float) -> float:
 @pytest.mark.process
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("victim", [0, pytest.param(2, marks=pytest.mark.slow)])
-async def test_a_killed_node_costs_no_pause_and_returns_to_the_next_merge(tmp_path: Path, victim: int) -> None:
+async def test_a_killed_node_costs_no_pause_and_returns_to_the_next_merge(
+    tmp_path: Path, victim: int
+) -> None:
     async with small_swarm(tmp_path, nodes=4, steps=1600, points=(0.5, 1.0)) as swarm:
         dead, rest = swarm[victim], [node for number, node in enumerate(swarm) if number != victim]
         before = await until([dead], lambda s: s[0].checkpoint_step > 0 and s[0].mixes > 0, seconds=90)
