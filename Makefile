@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo test test-full check unit conformance processes bench clean
+.PHONY: demo compare test test-full check unit conformance processes bench clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -12,6 +12,9 @@ PYTEST := $(BIN)/python -m pytest -q
 
 demo: $(READY)  ## four nodes and one alone train on this machine, merge and report: at most five minutes
 	$(BIN)/gossamer testnet up --run examples/demo.toml --nodes 4 --alone 1 --fresh --dir swarm
+
+compare: $(READY)  ## is the merged model better than the best node alone, and than plain averaging? three seeds
+	$(BIN)/python -m benchmarks.compare examples/compare.toml
 
 test: check unit conformance processes  ## what every change must pass
 
@@ -34,7 +37,7 @@ processes: $(READY)
 	$(PYTEST) tests -m "process and not slow"
 
 bench: $(READY)
-	for bench in benchmarks/[a-z]*.py; do $(BIN)/python -m benchmarks.$$(basename $$bench .py); done
+	$(BIN)/python -m benchmarks
 
 clean:
 	rm -rf $(VENV) swarm *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
