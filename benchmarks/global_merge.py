@@ -46,8 +46,6 @@ points = [1.0]
 
 async def measure(repeats: int = 5) -> list[Figure]:
     """Seconds per merge, and seconds from a kill to the survivors' commit."""
-    whole_s: list[float] = []
-    killed_s: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         swarm = _swarm(Path(folder))
         try:
@@ -55,17 +53,20 @@ async def measure(repeats: int = 5) -> list[Figure]:
                 node.start([swarm[0].address] if node is not swarm[0] else [])
             statuses = await _agreed(swarm, height=1)
             parameters = statuses[0].parameters
-            for _ in range(repeats + 1):
-                whole_s.append(await _merge(swarm))
-            for _ in range(repeats):
-                killed_s.append(await _merge_with_a_death(swarm))
+            whole_s = [await _merge(swarm) for _ in range(repeats + 1)]
+            killed_s = [await _merge_with_a_death(swarm) for _ in range(repeats)]
         finally:
             for node in swarm:
                 node.kill()
     size = f"{parameters / 1e6:.1f} M fp32 values, 4 processes"
     return [
         Figure(f"global merge of {size}", "s", tuple(whole_s[1:]), at_most=HIVEMIND_S),
-        Figure("  the same, one killed in the middle: kill to commit", "s", tuple(killed_s), at_most=SURVIVORS_S_MAX),
+        Figure(
+            "  the same, one killed in the middle: kill to commit",
+            "s",
+            tuple(killed_s),
+            at_most=SURVIVORS_S_MAX,
+        ),
     ]
 
 
@@ -73,7 +74,9 @@ def _swarm(folder: Path) -> list[NodeProcess]:
     spec_file = folder / "run.toml"
     spec_file.write_text(SPEC)
     return [
-        NodeProcess(folder, f"n{number}", port=port, part=f"{number}/{NODES}", spec_file=spec_file, alone=False)
+        NodeProcess(
+            folder, f"n{number}", port=port, part=f"{number}/{NODES}", spec_file=spec_file, alone=False
+        )
         for number, port in enumerate(free_ports(NODES), start=1)
     ]
 

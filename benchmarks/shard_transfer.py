@@ -63,9 +63,7 @@ async def serve() -> None:
 async def measure(repeats: int = 5) -> list[Figure]:
     """Figures in MB/s and the ratio of the two."""
     limits = Limits()
-    process = await trio.lowlevel.open_process(
-        [sys.executable, "-m", "benchmarks.shard_transfer"], stdout=-1
-    )
+    process = await trio.lowlevel.open_process([sys.executable, "-m", "benchmarks.shard_transfer"], stdout=-1)
     try:
         assert process.stdout is not None
         where = json.loads(await process.stdout.receive_some())

@@ -1,8 +1,8 @@
 """Training beside the network: tokens per second alone, and while receiving and sending 10 MB/s at the same time.
 
 One process trains as the daemon does (slices in the train lane of ThreadCompute) and holds one connection to a peer
-process. In loaded windows it pulls shards from the peer and serves shards to it, both paced to 10 MB/s by the product's own pacer.
-Run as a module it is that peer.
+process. In loaded windows each pulls shards from the other, paced to 10 MB/s by the product's own pacer. Run as a
+module it is that peer.
 """
 
 from __future__ import annotations
@@ -123,7 +123,9 @@ async def measure(repeats: int = 5) -> list[Figure]:
                         nursery.start_soon(traffic.pull_for, WINDOW_S)
                         loaded.append(await _train_for(trainer, compute, WINDOW_S))
                     after = transport.traffic()
-                    moved = (after.bytes_sent - before.bytes_sent + after.bytes_received - before.bytes_received) / 2
+                    moved = (
+                        after.bytes_sent - before.bytes_sent + after.bytes_received - before.bytes_received
+                    ) / 2
                     rates.append(moved / 1e6 / WINDOW_S)
     finally:
         process.kill()

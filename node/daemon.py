@@ -76,7 +76,9 @@ async def _live(
     limits = Limits()
     with home.lock():
         identity = Identity.load(home.identity_file)
-        async with open_libp2p(identity, listen=config.listen, limits=limits) as transport:
+        async with open_libp2p(
+            identity, listen=config.listen, announce=config.announce, limits=limits
+        ) as transport:
             spec = spec or await _learn_spec(home, transport, run, bootstrap, limits)
             disk = LocalDisk(home.run_folder(run_id(spec)))
             await disk.write_atomic(SPEC_FILE, canonical_bytes(spec))

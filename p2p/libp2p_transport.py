@@ -59,18 +59,23 @@ _log = logging.getLogger(__name__)
 
 @contextlib.asynccontextmanager
 async def open_libp2p(
-    identity: Identity, *, listen: Sequence[str], limits: Limits = DEFAULT_LIMITS
+    identity: Identity,
+    *,
+    listen: Sequence[str],
+    announce: Sequence[str] = (),
+    limits: Limits = DEFAULT_LIMITS,
 ) -> AsyncIterator[Transport]:
     """A transport that listens on ``listen`` (such as ``/ip4/0.0.0.0/tcp/4100``; port 0 picks a free one).
 
-    With nothing to listen on it only dials.
-
-    Leaving the block says goodbye to every peer. Raises PortInUse before anything else is started.
+    With nothing to listen on it only dials. ``announce``: addresses to tell others instead of those of our
+    interfaces, for a port that a router forwards. Leaving the block says goodbye to every peer. Raises
+    PortInUse before anything else is started.
     """
     _quiet_library()
     async with contextlib.AsyncExitStack() as sockets, open_service_nursery() as nursery:
         listeners = [await sockets.enter_async_context(await _listen(address)) for address in listen]
-        transport = Libp2pTransport(identity, _dialable_addresses(listeners), limits, nursery)
+        addresses = tuple(announce) or _dialable_addresses(listeners)
+        transport = Libp2pTransport(identity, addresses, limits, nursery)
         for listener in listeners:
             nursery.start_soon(trio.serve_listeners, transport.accept, [listener])
         try:
@@ -109,7 +114,7 @@ class Libp2pTransport:
 
     @property
     def local(self) -> PeerRecord:
-        """Our own id and the addresses of our interfaces that we listen on."""
+        """Our own id and where we can be dialled."""
         return self._local
 
     def peers(self) -> frozenset[PeerId]:

@@ -101,6 +101,12 @@ async def test_a_wildcard_is_announced_as_the_interfaces_behind_it() -> None:
         await other.connect(host.local)
 
 
+async def test_a_forwarded_port_is_announced_instead() -> None:
+    forwarded = "/ip4/203.0.113.7/tcp/4100"
+    async with open_libp2p(Identity.generate(), listen=LOOPBACK, announce=[forwarded]) as transport:
+        assert transport.local.addresses == (forwarded,)
+
+
 async def test_version_6_of_the_internet_works() -> None:
     async with open_libp2p(Identity.generate(), listen=["/ip6/::1/tcp/0"]) as host, open_host() as other:
         assert host.local.addresses[0].startswith("/ip6/::1/tcp/")
