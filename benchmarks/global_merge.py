@@ -22,6 +22,8 @@ NODES = 4
 HIVEMIND_S = 1.33
 """What averaging as much among four peers took with hivemind 1.1.12 on two such cores."""
 SURVIVORS_S_MAX = 5.0
+SETTLE_S = 4.0
+"""Between merges: afterwards every node measures its anchor and writes a checkpoint of 120 MB."""
 KILL_AFTER_S = 0.15
 """Into the merge: contributions are on their way, sums are not."""
 SPEC = """
@@ -83,6 +85,7 @@ def _swarm(folder: Path) -> list[NodeProcess]:
 
 async def _merge(swarm: Sequence[NodeProcess]) -> float:
     """One merge started by hand; the slowest node's duration."""
+    await trio.sleep(SETTLE_S)
     height = await _height(swarm)
     await swarm[0].ask("merge_now", MergeNow())
     statuses = await _agreed(swarm, height=height + 1)
@@ -92,6 +95,7 @@ async def _merge(swarm: Sequence[NodeProcess]) -> float:
 async def _merge_with_a_death(swarm: Sequence[NodeProcess]) -> float:
     """Seconds from the SIGKILL of the last node, in the middle of a merge, to the last survivor's commit."""
     survivors, victim = swarm[:-1], swarm[-1]
+    await trio.sleep(SETTLE_S)
     height = await _height(swarm)
     killed_s = 0.0
 

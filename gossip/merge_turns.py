@@ -115,6 +115,8 @@ class MergeTurns:
         met = self._met
         if self._wanted_s == math.inf:
             return math.inf
+        if met is None and self._unscheduled:
+            return self._wanted_s  # Wanted here alone: nobody else would propose it.
         if met is None:
             since_s = self._wanted_s
         elif met.proposer == self._local:

@@ -420,13 +420,6 @@ MergeRequest = MergeCall | MergePlan | MergeAccept | MergeCommit | WantRecord
 """What may be asked on MERGE_PROTOCOL."""
 
 MergeReply = (
-    MergeOffer
-    | Outbid
-    | Elsewhere
-    | MergeResults
-    | Acknowledgement
-    | Noted
-    | CommittedRecord
-    | RecordNotHeld
+    MergeOffer | Outbid | Elsewhere | MergeResults | Acknowledgement | Noted | CommittedRecord | RecordNotHeld
 )
 """What may be answered there."""

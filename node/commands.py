@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import trio
-from p2p.invite import Invite
 
 from node.control import (
     Evaluate,
@@ -30,6 +29,7 @@ from node.describe import describe
 from node.node import Node
 from node.status import MergeReport, NodeStatus
 from p2p.errors import GossamerError
+from p2p.invite import Invite
 from training.export import export_safetensors
 from training.merge_math import weights_hash
 from training.run_spec import canonical_bytes, spec_as_toml

@@ -40,6 +40,17 @@ def test_the_first_goes_at_once_and_each_further_one_a_turn_later():
         assert turn_s(turns, 6.0) == 5.0 + place * LIMITS.merge_turn_s
 
 
+def test_a_merge_by_hand_waits_for_no_turn_unless_another_is_proposing():
+    for peer in RANKED:
+        turns = turns_of(peer)
+        turns.want_unscheduled(5.0)
+        assert turn_s(turns, 5.0) == 5.0
+        turns.heard(Ballot(attempt=0, proposer=RANKED[0]), 5.0)
+        assert turn_s(turns, 5.0) > 5.0 or peer == RANKED[0]
+        turns.decided(Link(RUN, bytes(32), 2, 0, (), 4), 6.0)
+        assert turn_s(turns, 6.0) == math.inf
+
+
 @pytest.mark.parametrize("attempt", range(9))
 def test_the_next_attempt_goes_around(attempt):
     met = Ballot(attempt=attempt, proposer=RANKED[0])
