@@ -14,7 +14,7 @@ from pathlib import Path
 import trio
 
 from benchmarks.harness import Figure
-from cli.supervisor import NodeProcess, free_ports
+from cli.node_process import NodeProcess, free_ports
 from node.control import ControlError, MergeNow
 from node.status import NodeStatus
 

@@ -1,42 +1,29 @@
-"""The owner of a testnet's processes: starts nodes, watches them, kills and restarts them, and never leaves one behind.
+"""Supervisor: a testnet from its first process to its last. Starts nodes, watches them, never leaves one behind.
 
-Owns the folder of a testnet and the life of its node processes, from ``run`` (which opens the one nursery) to its end.
-Nodes are ordinary ``gossamer run`` processes, each with a home of its own; what is known about them comes from their
-control sockets. While a testnet runs, this process answers on a control socket too, so ``gossamer testnet kill`` in
-another terminal ends a node that stays a child of this one. A node whose supervisor dies, however it dies, ends.
+Owns the order of things, in ``run``, which opens the one nursery: start all, watch them to the end, report, stop all.
+While a testnet runs, this process answers on a control socket too, so ``gossamer testnet kill`` in another terminal
+ends a node that stays a child of this one. A single process is ``cli.node_process``'s, the folder
+``cli.testnet_folder``'s; drawing and judging are left to ``cli.live_view`` and ``cli.testnet_report``.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import shutil
 import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import trio
 
 from cli.live_view import NodeRow, View
-from cli.node_commands import prepare_home
+from cli.node_process import NodeProcess
+from cli.testnet_folder import Plan, TestnetError, lay_out, supervisor_home
 from cli.testnet_report import Report, build_report
-from node.control import Evaluate, Export, Params, Sample, ask, serve_control
-from node.home import Home
-from node.status import NodeStatus
-from p2p.errors import GossamerError
-from training.run_spec import RunSpec, run_id, spec_as_toml
+from node.control import Evaluate, Export, Params, Sample, serve_control
+from training.run_spec import run_id
 
-NODES_MAX = 64
 WATCH_EVERY_S = 0.5
-STATUS_TIMEOUT_S = 10.0
 STARTUP_S_MAX = 120.0
 STOP_S_MAX = 12.0
 """Nodes promise to stop within ten seconds; two more and they are killed."""
@@ -44,16 +31,8 @@ STALL_S_MAX = 300.0
 """A testnet in which no node takes a step or changes phase for this long has failed."""
 AGREE_S_MAX = 60.0
 """From the last node's finish until every node has measured and reported its merge."""
-WORK_S_MAX = 300.0
 KILL_AT, RESTART_AFTER_S = 0.4, 10.0
 SAMPLE_PROMPT, SAMPLE_BYTES = "def ", 300
-LOG_LINES_SHOWN = 3
-
-
-class TestnetError(GossamerError):
-    """A testnet could not be started, or did not come to its end."""
-
-    __test__ = False
 
 
 class PickNode(Params, frozen=True):
@@ -78,130 +57,6 @@ TESTNET_METHODS: dict[str, type[Params]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What ``gossamer testnet up`` was asked for."""
-
-    folder: Path
-    spec: RunSpec
-    nodes: int
-    alone: int
-    keep: bool
-    kill_demo: bool
-    fresh: bool
-
-
-class NodeProcess:
-    """One ``gossamer run`` process and its home; can be killed and started again under the same identity."""
-
-    def __init__(
-        self, folder: Path, name: str, *, port: int, part: str, spec_file: Path, alone: bool
-    ) -> None:
-        self.name = name
-        self.part = part
-        self.alone = alone
-        self.home = Home.at(folder / name)
-        self.log_file = self.home.logs_folder / "node.log"
-        self.starts = 0
-        self.status: NodeStatus | None = None
-        self._port = port
-        self._spec_file = spec_file
-        self._process: subprocess.Popen[bytes] | None = None
-        self._killed = False
-        self._answered = False
-
-    @property
-    def up(self) -> bool:
-        """Whether the process runs."""
-        return self._process is not None and self._process.poll() is None
-
-    @property
-    def finished(self) -> bool:
-        """Whether it trained and merged to the end, and has measured the result."""
-        return self.up and self._answered and self.status is not None and self.status.phase == "finished"
-
-    @property
-    def state(self) -> str:
-        """Its phase, as it says itself, or how it ended."""
-        if not self.up:
-            if self._killed:
-                return "killed"
-            return "starting" if self._process is None else f"died ({self._process.returncode})"
-        return self.status.phase if self.status is not None and self._answered else "starting"
-
-    @property
-    def address(self) -> str:
-        """Where it listens, at every start the same; its peer id included."""
-        return f"/ip4/127.0.0.1/tcp/{self._port}/p2p/{prepare_home(self.home)[0]}"
-
-    def start(self, bootstrap: Sequence[str]) -> None:
-        """Start the process. Its home and its port are those of its last life, so that others find it again."""
-        prepare_home(self.home)
-        command = [sys.executable, "-P", "-m", "cli", "run", "--home", str(self.home.data_folder)]
-        command += ["--run", str(self._spec_file), "--part", self.part, "--threads", "1"]
-        command += ["--listen", f"/ip4/127.0.0.1/tcp/{self._port}", "--parent", str(os.getpid())]
-        for address in bootstrap:
-            command += ["--bootstrap", address]
-        with self.log_file.open("ab") as log:
-            # A session of its own: Ctrl-C in the terminal reaches the supervisor, which stops nodes in order.
-            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter, our own arguments
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=_node_environment(self.name),
-                start_new_session=True,
-            )
-        self.starts += 1
-        self._killed = self._answered = False
-
-    def kill(self) -> None:
-        """SIGKILL: what a power cut looks like to the others."""
-        if self._process is not None and self.up:
-            self._killed = True
-            self._process.kill()
-            self._process.wait()
-
-    def terminate(self) -> None:
-        """SIGTERM: checkpoint, goodbye, end."""
-        if self._process is not None and self.up:
-            self._process.terminate()
-
-    async def look(self) -> None:
-        """Ask the process for its status; one that does not answer yet, or any more, keeps its last one."""
-        if not self.up:
-            return
-        try:
-            self.status = await ask(
-                self.home.control_socket, "status", result_type=NodeStatus, timeout_s=STATUS_TIMEOUT_S
-            )
-            self._answered = True
-        except GossamerError:
-            return
-
-    async def ask(self, method: str, params: Params) -> dict[str, Any]:
-        """Ask the process anything that may take a while."""
-        return await ask(self.home.control_socket, method, params, timeout_s=WORK_S_MAX)
-
-    def row(self) -> NodeRow:
-        """How it is now."""
-        return NodeRow(
-            name=self.name,
-            alone=self.alone,
-            part=self.part,
-            state=self.state,
-            pid=self._process.pid if self._process is not None and self.up else None,
-            home=str(self.home.data_folder),
-            restarts=max(self.starts - 1, 0),
-            status=self.status,
-        )
-
-    def last_words(self) -> str:
-        """The end of its log, for an error message."""
-        lines = self.log_file.read_text(errors="replace").splitlines() if self.log_file.exists() else []
-        return " / ".join(line.strip() for line in lines[-LOG_LINES_SHOWN:]) or "it said nothing"
-
-
 class Supervisor:
     """Runs one testnet from its first process to its last."""
 
@@ -219,7 +74,7 @@ class Supervisor:
         """The whole life of the testnet. Returns its report; None when it was stopped before the end."""
         report: Report | None = None
         with self._home.lock():
-            self._lay_out()
+            self._swarm, self._alone = lay_out(self._plan)
             self._began_s = trio.current_time()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._obey_signals)
@@ -253,44 +108,6 @@ class Supervisor:
         return [*self._swarm, *self._alone]
 
     # --- starting ---------------------------------------------------------------------------------------------
-
-    def _lay_out(self) -> None:
-        plan = self._plan
-        claim_folder(plan)
-        spec_file = plan.folder / "run.toml"
-        spec_file.write_text(spec_as_toml(plan.spec))
-        ports = iter(free_ports(plan.nodes + plan.alone))
-        for number in range(1, plan.nodes + 1):
-            part = f"{number}/{plan.nodes}"
-            self._swarm.append(
-                NodeProcess(
-                    plan.folder,
-                    f"node-{number}",
-                    port=next(ports),
-                    part=part,
-                    spec_file=spec_file,
-                    alone=False,
-                )
-            )
-        for number in range(1, plan.alone + 1):
-            # Another name makes another run, so nodes alone can never meet anyone.
-            spec = msgspec.structs.replace(
-                plan.spec,
-                name=f"{plan.spec.name[:38]}.alone-{number}",
-                exchange=msgspec.structs.replace(plan.spec.exchange, rule="none"),
-            )
-            alone_file = plan.folder / f"alone-{number}.toml"
-            alone_file.write_text(spec_as_toml(spec))
-            self._alone.append(
-                NodeProcess(
-                    plan.folder,
-                    f"alone-{number}",
-                    port=next(ports),
-                    part=f"{number}/{plan.nodes}",
-                    spec_file=alone_file,
-                    alone=True,
-                )
-            )
 
     async def _start_all(self) -> None:
         """Start everyone at once; all of the swarm know node 1, and find each other through it."""
@@ -457,51 +274,6 @@ class Supervisor:
         return self._swarm[number - 1]
 
 
-def supervisor_home(folder: Path) -> Home:
-    """Where a testnet's supervisor has its lock and its control socket."""
-    return Home.at(folder / "supervisor")
-
-
-def claim_folder(plan: Plan) -> None:
-    """Make ``plan.folder`` this testnet's: new, or left by the same testnet, or emptied when ``plan.fresh``."""
-    marker = plan.folder / "testnet.json"
-    claim = {"run_id": run_id(plan.spec).hex(), "nodes": plan.nodes, "alone": plan.alone}
-    others = [path for path in plan.folder.iterdir() if path.name not in ("supervisor", "testnet.log")]
-    if others and not marker.exists():
-        raise TestnetError(
-            f"{plan.folder} holds other things",
-            why="a testnet empties its folder when it starts afresh",
-            fix="name another folder: --dir PATH",
-        )
-    if others and plan.fresh:
-        purge(plan.folder)
-    elif others and json.loads(marker.read_text()) != claim:
-        raise TestnetError(
-            f"{plan.folder} holds another testnet",
-            why="its nodes could not go on with this run",
-            fix="start afresh: --fresh    or name another folder: --dir PATH",
-        )
-    marker.write_text(json.dumps(claim) + "\n")
-
-
-def purge(folder: Path) -> None:
-    """Delete everything a testnet left in ``folder`` but its supervisor's own corner, which is in use."""
-    for path in folder.iterdir():
-        if path.is_dir() and path.name != "supervisor":
-            shutil.rmtree(path)
-        elif not path.is_dir() and path.name != "testnet.log":
-            path.unlink()
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody listens on now; held until all are chosen, so they differ."""
-    with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for sock in sockets:
-            sock.bind(("127.0.0.1", 0))
-        return [sock.getsockname()[1] for sock in sockets]
-
-
 def _agree(swarm: Sequence[NodeProcess]) -> bool:
     """Whether all these nodes report one and the same last merge, measured by those who took part in it."""
     merges = [node.status.last_merge if node.status else None for node in swarm]
@@ -511,16 +283,3 @@ def _agree(swarm: Sequence[NodeProcess]) -> bool:
         and len(records) == 1
         and any(merge is not None and merge.loss_merged is not None for merge in merges)
     )
-
-
-def _node_environment(name: str) -> dict[str, str]:
-    """The environment of a node process: ours, without our own settings, one thread, no cap on a loopback."""
-    own = {key: value for key, value in os.environ.items() if not key.startswith("GOSSAMER_")}
-    return own | {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONUNBUFFERED": "1",
-        "GOSSAMER_NAME": name,
-        "GOSSAMER_LOG_FORMAT": "console",
-        "GOSSAMER_UPLOAD_BYTES_PER_S_MAX": "0",
-        "GOSSAMER_DOWNLOAD_BYTES_PER_S_MAX": "0",
-    }

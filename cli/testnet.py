@@ -1,6 +1,7 @@
 """``gossamer testnet``: a whole swarm of real node processes on this machine, in one command.
 
-Owns the commands; processes belong to ``cli.supervisor``, drawing to ``cli.live_view`` and ``cli.testnet_report``.
+Owns the commands; processes belong to ``cli.supervisor``, files to ``cli.testnet_folder``, drawing to ``cli.live_view``
+and ``cli.testnet_report``.
 """
 
 from __future__ import annotations
@@ -85,7 +86,8 @@ def up(
     import trio
 
     from cli.live_view import view_for
-    from cli.supervisor import Plan, Supervisor
+    from cli.supervisor import Supervisor
+    from cli.testnet_folder import Plan
     from cli.testnet_report import check_weights, report_view
 
     plan = Plan(folder, spec, nodes, alone, keep, kill_demo, fresh)
@@ -167,8 +169,8 @@ def down(
     folder: Folder = FOLDER,
 ) -> None:
     """Stop all nodes, each with a checkpoint and a goodbye."""
-    from cli.supervisor import purge as purge_folder
-    from cli.supervisor import supervisor_home
+    from cli.testnet_folder import purge as purge_folder
+    from cli.testnet_folder import supervisor_home
     from node.control import NoDaemon
 
     try:
@@ -209,7 +211,8 @@ def _detach(common: Common, folder: Path, arguments: Sequence[str]) -> None:
             stderr=log,
             start_new_session=True,
         )
-    from cli.supervisor import STARTUP_S_MAX, supervisor_home
+    from cli.supervisor import STARTUP_S_MAX
+    from cli.testnet_folder import supervisor_home
 
     home = supervisor_home(folder)
 
@@ -240,7 +243,7 @@ def _pick(common: Common, folder: Path, method: str, number: int, done: str) -> 
 
 
 def _ask(folder: Path, method: str, params: Params | None = None, *, result_type: type[T] = dict) -> T:  # type: ignore[assignment]
-    from cli.supervisor import supervisor_home
+    from cli.testnet_folder import supervisor_home
     from node.control import NoDaemon, call
 
     try:

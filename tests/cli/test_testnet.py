@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 
 from cli.live_view import LiveView, NodeRow, PlainView, row_line, view_for
-from cli.supervisor import Plan, TestnetError, claim_folder, free_ports, purge, supervisor_home
+from cli.node_process import free_ports
+from cli.testnet_folder import Plan, TestnetError, claim_folder, purge, supervisor_home
 from cli.testnet_report import Report, WeightsDiffer, build_report, check_weights, report_view
 from node.status import NodeStatus
 from tests.cli.fake_node import MERGE, status_of

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import trio
 
-from cli.supervisor import NodeProcess, free_ports
+from cli.node_process import NodeProcess, free_ports
 from node.status import NodeStatus
 
 SPEC = """

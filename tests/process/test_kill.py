@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from cli.supervisor import NodeProcess
+from cli.node_process import NodeProcess
 from tests.process.swarm import merged_alike, small_swarm, until
 
 PAUSE_S_MAX = 10.0
