@@ -72,7 +72,7 @@ class Commands:
 
     async def merge_now(self, _: MergeNow) -> MergeReport:
         """Merge with whoever is alive, at once."""
-        return await self._node.merge_now(MERGE_NOW_TIMEOUT_S)
+        return await self._node.merges.merge_now(MERGE_NOW_TIMEOUT_S)
 
     async def export(self, request: Export) -> dict[str, Any]:
         """Write the weights as a safetensors file that any program can load."""

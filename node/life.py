@@ -1,4 +1,4 @@
-"""NodeState: the few numbers of a node's life that outlast its process, beside checkpoints and promises.
+"""NodeState: the few facts of a node's life that outlast its process, beside checkpoints and promises.
 
 Owns ``node.json`` in the run's folder. The incarnation is durable before the node says its first word, so the
 notices of a restarted node always supersede those of its earlier lives.
@@ -11,6 +11,7 @@ import structlog
 from msgspec.structs import replace
 
 from gossip.disk import Disk
+from node.status import MergeReport
 
 PATH = "node.json"
 
@@ -24,8 +25,8 @@ class NodeState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Grows by one with every start."""
     tokens_at_anchor: int = 0
     """Tokens trained on when the last merge was adopted: what this node's next merge weight counts from."""
-    anchor: str = ""
-    """Hash, in hex, of the merge record whose anchor the newest checkpoint builds on; empty before the first."""
+    last_merge: MergeReport | None = None
+    """The merge whose anchor the newest checkpoint builds on; None before the first."""
 
 
 async def begin_life(disk: Disk, *, wall_time_s: float) -> NodeState:

@@ -2,7 +2,7 @@
 
 Owns the wiring: which part hears what from which other part, and the order of starting and stopping. Contains no
 protocol and no mathematics. A reader who follows a shard goes ``node.exchange`` -> ``gossip.shard_transfer`` ->
-``gossip.store``; who follows a merge goes ``gossip.merging`` -> ``node.merge_host``.
+``gossip.store``; who follows a merge goes ``gossip.merging`` -> ``node.merge_host`` -> ``node.merges``.
 
 Promises: training is never stopped by the network; weights are written only in the ``train`` lane; a request to
 stop ends with a checkpoint and a goodbye within ``STOP_TIMEOUT_S``.
@@ -15,9 +15,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import structlog
-import torch
 import trio
-from msgspec.structs import replace
 
 from gossip.address_book import AddressBook
 from gossip.anti_entropy import AntiEntropy
@@ -31,15 +29,14 @@ from gossip.shard_transfer import Pacer, ShardFetcher, ShardServer
 from gossip.store import ShardStore
 from node.checkpoints import Checkpoints
 from node.exchange import Exchanger
-from node.life import NodeState, save_state
+from node.life import NodeState
 from node.merge_host import Adoption, NodeMergeHost
-from node.rounds import AwaitFinalMerge, Exchange, Finished, MemberProgress, MergeWatch, Rounds, Train
+from node.merges import Merges
+from node.rounds import AwaitFinalMerge, Exchange, Finished, MemberProgress, Rounds, Train
 from node.runtime import Runtime
-from node.status import MergeReport
 from p2p.errors import GossamerError
 from p2p.limits import Limits
 from p2p.transport import PeerDown, PeerEvent, PeerId, PeerUp
-from training.merge_math import weights_hash
 from training.run_spec import RunSpec, canonical_bytes, run_id
 from training.trainer import Trainer
 
@@ -48,13 +45,11 @@ log = structlog.get_logger()
 SLICE_S = 0.1
 """Inner steps run in slices of about this long, so that reads and writes of the weights wait no longer."""
 HEARTBEAT_S = 1.0
-WATCH_S = 0.25
 CHECKPOINT_EVERY_S_MIN = 10.0
 CHECKPOINT_SHARE_MAX = 0.02
 """Checkpoints take at most this share of the time, so they come as often as the model's size allows."""
 STOP_TIMEOUT_S = 8.0
 GOODBYE_S = 1.0
-RECOVERY_RETRY_S = 3.0
 SMOOTHING_STEPS = 20
 """The advertised loss is an exponential mean over about this many steps."""
 EXCHANGE_TIMEOUT_S = 30.0
@@ -84,9 +79,8 @@ class Node:
         self.limits = limits
         self.local = runtime.signer.peer
         self._agent = agent
-        self._state = state
         self._stopping = trio.Event()
-        self._adoptions_in, self._adoptions_out = trio.open_memory_channel[Adoption](16)
+        adoptions_in, adoptions_out = trio.open_memory_channel[Adoption](16)
         self._exchanges_in, self._exchanges_out = trio.open_memory_channel[Exchange](1)
         self._progress_made = trio.Event()
 
@@ -133,7 +127,7 @@ class Node:
             alive=self._alive,
             unheard_s=self._unheard_s,
             weights_replaced=lambda: self.exchanger.weights_replaced(),
-            adopted=self._adoptions_in.send_nowait,
+            adopted=adoptions_in.send_nowait,
             tokens_at_anchor=state.tokens_at_anchor,
         )
         self.merger = Merger(
@@ -171,7 +165,20 @@ class Node:
             merge_points=spec.merge.points,
             exchanging=spec.exchange.rule != "none",
         )
-        self._watch = MergeWatch(spec.merge.points, wait_s_max=spec.merge.wait_s_max)
+        self.merges = Merges(
+            runtime=runtime,
+            trainer=trainer,
+            rounds=self.rounds,
+            spec=spec.merge,
+            merger=self.merger,
+            host=self.merge_host,
+            notices=self.notices,
+            state=state,
+            adoptions=adoptions_out,
+            members=self._progress_of_alive,
+            wait_for_progress=self._wait_for_progress,
+            settled=self._merge_settled,
+        )
 
         self.began_s = trio.current_time()
         self.phase = "starting"
@@ -179,8 +186,6 @@ class Node:
         self.tokens_per_s = 0.0
         self.steps_per_s = 0.0
         self._problem = ""
-        self.last_merge: MergeReport | None = None
-        self.merges = 0
 
     def stop(self) -> None:
         """Ask the node to checkpoint, say goodbye and end; ``run`` then returns."""
@@ -193,7 +198,7 @@ class Node:
 
     def current_problem(self) -> str:
         """What stands in the way now, for people; empty when nothing does."""
-        return self.merger.problem or self.links.problem or self._problem
+        return self.merger.problem or self.links.problem or self.merges.problem or self._problem
 
     async def run(self) -> None:
         """Live until ``stop`` is called. Cancelling instead skips the checkpoint and the goodbye."""
@@ -208,9 +213,7 @@ class Node:
             nursery.start_soon(self._beat)
             nursery.start_soon(self._train)
             nursery.start_soon(self._exchange)
-            nursery.start_soon(self._watch_merges)
-            nursery.start_soon(self._recover_anchor)
-            nursery.start_soon(self._report_adoptions)
+            nursery.start_soon(self.merges.run)
             nursery.start_soon(self._checkpoint_regularly)
             await self._stopping.wait()
             self.phase = "stopping"
@@ -245,6 +248,13 @@ class Node:
             await self.checkpoints.save(self.trainer.step, state)
         except OSError as error:
             self._report_problem(f"checkpoint failed: {error.strerror}; free disk space, training goes on")
+
+    async def _merge_settled(self) -> None:
+        """The others are told of a merge taken over here, and it becomes durable."""
+        self._problem = ""
+        self._publish_heartbeat()
+        self._progressed()
+        await self.checkpoint()
 
     async def _say_goodbye(self) -> None:
         self._publish_heartbeat(leaving=True)
@@ -308,7 +318,7 @@ class Node:
             finally:
                 self.rounds.exchange_ended()
 
-    # --- members and merges -----------------------------------------------------------------------------------
+    # --- members -----------------------------------------------------------------------------------
 
     def _alive(self) -> list[PeerId]:
         return sorted({self.local, *self.members.alive(trio.current_time())})
@@ -361,96 +371,12 @@ class Node:
             await trio.sleep(HEARTBEAT_S)
             self._publish_heartbeat()
 
-    async def _watch_merges(self) -> None:
-        while True:
-            point = self.rounds.points_passed
-            if self._watch.due(point, self._progress_of_alive(), trio.current_time()):
-                self.merger.due(point + 1)
-            with trio.move_on_after(WATCH_S):
-                await self._wait_for_progress()
-
     def _progress_of_alive(self) -> list[MemberProgress]:
         own = MemberProgress(self.trainer.step, self.rounds.steps_total, self.steps_per_s)
         beats = (
             self.notices.body_of(peer, "heartbeat", Heartbeat) for peer in self._alive() if peer != self.local
         )
         return [own, *(MemberProgress(b.step, b.steps_total, b.steps_per_s) for b in beats if b is not None)]
-
-    async def merge_now(self, timeout_s: float) -> MergeReport:
-        """Start a global merge at once and wait for its commit. Raises GossamerError when none comes in time."""
-        height = self.merger.head_height + 1
-        self.merger.merge_now()
-        with trio.move_on_after(timeout_s):
-            while self.last_merge is None or self.last_merge.height < height:
-                await self._wait_for_progress()
-            return self.last_merge
-        raise GossamerError(
-            f"no merge was committed within {timeout_s:.0f} s",
-            why=self.merger.problem or "too few members answered",
-            fix="see who is alive: gossamer peers    training goes on meanwhile",
-        )
-
-    async def _recover_anchor(self) -> None:
-        """After a restart: hold the anchor of the last commit again, and be based on it if the checkpoint is not."""
-        head, committed = self.merger.head, self.merger.head_record
-        while committed is not None and self.merger.head == head:
-            try:
-                await self.merge_host.recover(committed, head, rebase=self._state.anchor != head.hex())
-                return
-            except GossamerError as error:
-                self._report_problem(f"the last merge's weights are out of reach ({error}); trying again")
-                await trio.sleep(RECOVERY_RETRY_S)
-
-    async def _report_adoptions(self) -> None:
-        async for adoption in self._adoptions_out:
-            self.rounds.merge_committed(adoption.record.point)
-            self.last_merge = await self._measure(adoption)
-            self.merges += 1
-            self._problem = ""
-            log.info(
-                "merged",
-                height=self.last_merge.height,
-                peers=len(self.last_merge.contributors),
-                record=self.last_merge.record[:16],
-                weights=self.last_merge.weights_hash[:16],
-            )
-            self._publish_heartbeat()
-            self._progressed()
-            # In this order: a crash in between makes the node take the anchor once more, never forget it.
-            await self.checkpoint()
-            await self._remember(adoption)
-
-    async def _remember(self, adoption: Adoption) -> None:
-        self._state = replace(
-            self._state,
-            incarnation=self.notices.incarnation,
-            tokens_at_anchor=self.merge_host.tokens_at_anchor,
-            anchor=adoption.record_hash.hex(),
-        )
-        try:
-            await save_state(self.runtime.disk, self._state)
-        except OSError as error:
-            self._report_problem(f"node state not saved: {error.strerror}; free disk space")
-
-    async def _measure(self, adoption: Adoption) -> MergeReport:
-        """The merge in words and figures. Losses are measured once training is over; mid-run they would hold it up."""
-        return MergeReport(
-            record=adoption.record_hash.hex(),
-            height=adoption.record.height,
-            contributors=[contribution.peer for contribution in adoption.record.contributors],
-            weights_hash=weights_hash(adoption.anchor).hex(),
-            contributed=adoption.contribution is not None,
-            loss_before=await self._final_loss(adoption.contribution),
-            loss_merged=await self._final_loss(adoption.anchor),
-            duration_s=adoption.duration_s,
-        )
-
-    async def _final_loss(self, values: torch.Tensor | None) -> float | None:
-        if values is None or isinstance(self.rounds.plan(), Train):
-            return None
-        return await self.runtime.compute.run(
-            partial(self.trainer.evaluate, values), lane="train", cost_s=self.runtime.costs.evaluate_s
-        )
 
     # --- small things -----------------------------------------------------------------------------------------
 

@@ -12,8 +12,10 @@ import trio
 from trio.testing import MockClock
 
 from netsim.world import World, open_world
+from node.describe import describe
 from node.node import Node
 from training.data import Corpus
+from training.merge_math import weights_hash
 from training.run_spec import parse_run_spec
 
 SPEC = parse_run_spec("""
@@ -58,11 +60,11 @@ async def until(condition: Callable[[], bool], *, seconds: float) -> float:
 
 
 def finished(nodes: list[Node]) -> bool:
-    return all(node.phase == "finished" and node.last_merge is not None for node in nodes)
+    return all(node.phase == "finished" and node.merges.last is not None for node in nodes)
 
 
 def anchors(nodes: list[Node]) -> set[str]:
-    return {node.last_merge.weights_hash for node in nodes if node.last_merge is not None}
+    return {node.merges.last.weights_hash for node in nodes if node.merges.last is not None}
 
 
 def live(world: World) -> list[Node]:
@@ -74,10 +76,10 @@ async def test_four_nodes_train_mix_and_end_with_equal_anchors(
 ) -> None:
     async with open_world(SPEC, corpus, machines=4, seed=1) as world:
         nodes = await world.start_all()
-        await until(lambda: finished(nodes) and all(node.merges == 2 for node in nodes), seconds=60)
+        await until(lambda: finished(nodes) and all(node.merges.count == 2 for node in nodes), seconds=60)
         assert len(anchors(nodes)) == 1
         assert all(node.exchanger.mixes > 5 for node in nodes)
-        assert all(node.last_merge is not None and len(node.last_merge.contributors) == 4 for node in nodes)
+        assert all(node.merges.last is not None and len(node.merges.last.contributors) == 4 for node in nodes)
         assert all(node.ledger.refusals.total() == 0 for node in nodes)
 
 
@@ -92,7 +94,7 @@ async def test_any_node_can_die_and_the_rest_merge_without_it(
         rest = live(world)
         await until(lambda: finished(rest), seconds=90)
         assert len(anchors(rest)) == 1
-        assert all(node.last_merge is not None and len(node.last_merge.contributors) == 3 for node in rest)
+        assert all(node.merges.last is not None and len(node.merges.last.contributors) == 3 for node in rest)
 
 
 async def test_a_killed_node_resumes_under_its_name_and_joins_the_next_merge(
@@ -110,8 +112,8 @@ async def test_a_killed_node_resumes_under_its_name_and_joins_the_next_merge(
         nodes = live(world)
         await until(lambda: finished(nodes), seconds=120)
         assert len(anchors(nodes)) == 1
-        assert again.last_merge is not None
-        assert name in again.last_merge.contributors
+        assert again.merges.last is not None
+        assert name in again.merges.last.contributors
 
 
 async def test_a_node_killed_between_commit_and_checkpoint_takes_the_anchor_again(
@@ -122,9 +124,30 @@ async def test_a_node_killed_between_commit_and_checkpoint_takes_the_anchor_agai
         await until(lambda: nodes[1].merger.head_height == 1, seconds=60)
         world.kill(1)
         again = await world.start(1, bootstrap=0)
-        await until(lambda: again.merges == 1, seconds=5)
+        await until(lambda: again.merges.count == 1, seconds=5)
         assert again.merge_host.anchor is not None
         assert anchors([again, nodes[0], nodes[2]]) == anchors([nodes[0]])
+        assert again.merges.last is not None
+        assert again.local in again.merges.last.contributors
+        assert again.merges.last.contributed
+
+
+async def test_the_status_of_a_restarted_node_still_tells_all_of_its_last_merge(
+    autojump_clock: MockClock, corpus: Corpus
+) -> None:
+    """All of it: how good its own weights were before the merge cannot be measured a second time."""
+    async with open_world(SPEC, corpus, machines=3, seed=7) as world:
+        nodes = await world.start_all()
+        await until(lambda: all(node.merges.count == 2 for node in nodes), seconds=60)
+        before = describe(nodes[1], name="").last_merge
+        assert before is not None
+        assert before.contributed
+        assert before.loss_before is not None
+        world.kill(1)
+        again = await world.start(1, bootstrap=0)
+        await until(lambda: again.merge_host.anchor is not None, seconds=1)
+        assert describe(again, name="").last_merge == before
+        assert weights_hash(again.trainer.read()) == weights_hash(nodes[0].trainer.read())
 
 
 async def test_a_late_node_takes_the_anchor_and_contributes_to_the_next_merge(
@@ -132,11 +155,11 @@ async def test_a_late_node_takes_the_anchor_and_contributes_to_the_next_merge(
 ) -> None:
     async with open_world(SPEC, corpus, machines=4, seed=4) as world:
         nodes = [await world.start(number, bootstrap=0 if number else None) for number in range(3)]
-        await until(lambda: all(node.merges == 1 for node in nodes), seconds=60)
+        await until(lambda: all(node.merges.count == 1 for node in nodes), seconds=60)
         late = await world.start(3, bootstrap=1)
-        await until(lambda: late.merges == 1, seconds=10)
-        assert late.last_merge is not None
-        assert not late.last_merge.contributed
+        await until(lambda: late.merges.count == 1, seconds=10)
+        assert late.merges.last is not None
+        assert not late.merges.last.contributed
         assert anchors([late]) == anchors(nodes)
         await until(lambda: finished([*nodes, late]), seconds=120)
         assert len(anchors([*nodes, late])) == 1
@@ -156,7 +179,7 @@ async def main():
         took_s = await until(lambda: finished(nodes), seconds=120)
         for node in nodes:
             traffic = node.runtime.transport.traffic()
-            print(node.last_merge.record, node.loss, took_s, traffic.bytes_sent, traffic.bytes_received)
+            print(node.merges.last.record, node.loss, took_s, traffic.bytes_sent, traffic.bytes_received)
 
 with deterministic_scheduling(9):
     trio.run(main, clock=MockClock(autojump_threshold=0))

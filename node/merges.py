@@ -1,0 +1,179 @@
+"""Merges in the life of one node: when one is asked for, and what follows once it is committed.
+
+Owns the last merge as people are told of it, and ``NodeState``, which remembers across restarts what was adopted. Never
+decides what is merged, which is agreed on in ``gossip.merging``, and never touches the weights, which is
+``node.merge_host``'s to do.
+
+Relies on: adoptions arrive oldest first, each once the live weights are on its anchor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import structlog
+import torch
+import trio
+from msgspec.structs import replace
+
+from gossip.merging import Merger
+from gossip.notices import NoticeTable
+from node.life import NodeState, save_state
+from node.merge_host import Adoption, NodeMergeHost
+from node.rounds import MemberProgress, MergeWatch, Rounds, Train
+from node.runtime import Runtime
+from node.status import MergeReport
+from p2p.errors import GossamerError
+from training.merge_math import weights_hash
+from training.run_spec import MergeSpec
+from training.trainer import Trainer
+
+log = structlog.get_logger()
+
+WATCH_S = 0.25
+RECOVERY_RETRY_S = 3.0
+
+
+class Merges:
+    """Asks for merges when they are due, and reports and remembers those that are committed.
+
+    ``settled`` is awaited once a merge has been measured, and must leave a checkpoint that builds on its anchor.
+    """
+
+    def __init__(
+        self,
+        *,
+        runtime: Runtime,
+        trainer: Trainer,
+        rounds: Rounds,
+        spec: MergeSpec,
+        merger: Merger,
+        host: NodeMergeHost,
+        notices: NoticeTable,
+        state: NodeState,
+        adoptions: trio.MemoryReceiveChannel[Adoption],
+        members: Callable[[], list[MemberProgress]],
+        wait_for_progress: Callable[[], Awaitable[None]],
+        settled: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._runtime = runtime
+        self._trainer = trainer
+        self._rounds = rounds
+        self._merger = merger
+        self._host = host
+        self._notices = notices
+        self._state = state
+        self._adoptions = adoptions
+        self._members = members
+        self._wait_for_progress = wait_for_progress
+        self._settled = settled
+        self._watch = MergeWatch(spec.points, wait_s_max=spec.wait_s_max)
+        self.last = state.last_merge
+        """The last merge this node took over, in this life or an earlier one; None before the first."""
+        self.count = 0
+        """Anchors taken since the start, the one found again after a restart included."""
+        self.problem = ""
+        """What stands in the way, for people; empty when nothing does."""
+
+    async def run(self) -> None:
+        """Take care of merges until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._ask_when_due)
+            nursery.start_soon(self._recover_anchor)
+            nursery.start_soon(self._report_adoptions)
+
+    async def merge_now(self, timeout_s: float) -> MergeReport:
+        """Start a global merge at once and wait for its commit. Raises GossamerError when none comes in time."""
+        height = self._merger.head_height + 1
+        self._merger.merge_now()
+        with trio.move_on_after(timeout_s):
+            while self.last is None or self.last.height < height:
+                await self._wait_for_progress()
+            return self.last
+        raise GossamerError(
+            f"no merge was committed within {timeout_s:.0f} s",
+            why=self._merger.problem or "too few members answered",
+            fix="see who is alive: gossamer peers    training goes on meanwhile",
+        )
+
+    async def _ask_when_due(self) -> None:
+        while True:
+            point = self._rounds.points_passed
+            if self._watch.due(point, self._members(), trio.current_time()):
+                self._merger.due(point + 1)
+            with trio.move_on_after(WATCH_S):
+                await self._wait_for_progress()
+
+    async def _recover_anchor(self) -> None:
+        """After a restart: hold the anchor of the last commit again, and be based on it if the checkpoint is not."""
+        head, committed = self._merger.head, self._merger.head_record
+        while committed is not None and self._merger.head == head:
+            try:
+                await self._host.recover(committed, head, rebase=not self._is_last(head))
+                return
+            except GossamerError as error:
+                self._report_problem(f"the last merge's weights are out of reach ({error}); trying again")
+                await trio.sleep(RECOVERY_RETRY_S)
+
+    async def _report_adoptions(self) -> None:
+        async for adoption in self._adoptions:
+            self._rounds.merge_committed(adoption.record.point)
+            self.problem = ""
+            # One that was found again after a restart has been reported and remembered in an earlier life.
+            if not self._is_last(adoption.record_hash):
+                await self._report(adoption)
+            self.count += 1
+
+    async def _report(self, adoption: Adoption) -> None:
+        self.last = await self._measure(adoption)
+        log.info(
+            "merged",
+            height=self.last.height,
+            peers=len(self.last.contributors),
+            record=self.last.record[:16],
+            weights=self.last.weights_hash[:16],
+        )
+        # In this order: a crash in between makes the node take the anchor once more, never forget it.
+        await self._settled()
+        await self._remember(self.last)
+
+    def _is_last(self, record_hash: bytes) -> bool:
+        return self.last is not None and self.last.record == record_hash.hex()
+
+    async def _remember(self, report: MergeReport) -> None:
+        self._state = replace(
+            self._state,
+            incarnation=self._notices.incarnation,
+            tokens_at_anchor=self._host.tokens_at_anchor,
+            last_merge=report,
+        )
+        try:
+            await save_state(self._runtime.disk, self._state)
+        except OSError as error:
+            self._report_problem(f"node state not saved: {error.strerror}; free disk space")
+
+    async def _measure(self, adoption: Adoption) -> MergeReport:
+        """The merge in words and figures. Losses are measured once training is over; mid-run they would hold it up."""
+        contributors = [contribution.peer for contribution in adoption.record.contributors]
+        return MergeReport(
+            record=adoption.record_hash.hex(),
+            height=adoption.record.height,
+            contributors=contributors,
+            weights_hash=weights_hash(adoption.anchor).hex(),
+            contributed=self._runtime.signer.peer in contributors,
+            loss_before=await self._final_loss(adoption.contribution),
+            loss_merged=await self._final_loss(adoption.anchor),
+            duration_s=adoption.duration_s,
+        )
+
+    async def _final_loss(self, values: torch.Tensor | None) -> float | None:
+        if values is None or isinstance(self._rounds.plan(), Train):
+            return None
+        return await self._runtime.compute.run(
+            partial(self._trainer.evaluate, values), lane="train", cost_s=self._runtime.costs.evaluate_s
+        )
+
+    def _report_problem(self, text: str) -> None:
+        self.problem = text
+        log.warning("problem", text=text)
