@@ -42,6 +42,7 @@ log = structlog.get_logger()
 
 SPEC_FILE = "spec.cbor"
 AGENT = f"gossamer/{VERSION}"
+PROGRESS_EVERY_S = 30.0
 
 
 def run_node(
@@ -119,6 +120,7 @@ async def _run_with_controls(node: Node, home: Home, *, name: str, linger: bool)
         log.info(
             "node up", peer=node.local, run=node.spec.name, addresses=node.runtime.transport.local.addresses
         )
+        nursery.start_soon(_log_progress, node)
         await node.run()
         nursery.cancel_scope.cancel()
     log.info("node down", step=node.trainer.step, checkpoint=node.checkpoints.step)
@@ -191,6 +193,22 @@ async def _obey_signals(node: Node, scope: trio.CancelScope) -> None:
             asked = True
             log.info("stopping: checkpoint, goodbye; once more to stop at once")
             node.stop()
+
+
+async def _log_progress(node: Node) -> None:
+    """A line now and then; each single mix is told at debug level."""
+    while True:
+        await trio.sleep(PROGRESS_EVERY_S)
+        if node.phase == "training":
+            log.info(
+                "training",
+                step=node.trainer.step,
+                of=node.rounds.steps_total,
+                loss=node.loss and round(node.loss, 4),
+                bytes_per_s=round(node.tokens_per_s),
+                mixes=node.exchanger.mixes,
+                peers=len(node.members.alive(trio.current_time())),
+            )
 
 
 async def _stop_when_finished(node: Node) -> None:

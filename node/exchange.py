@@ -117,7 +117,7 @@ class Exchanger:
             variance_ratio_before=result.variance_ratio_before,
             variance_ratio_after=result.variance_ratio_after,
         )
-        log.info(
+        log.debug(
             "mixed",
             step=due.step,
             fragment=due.fragment,
