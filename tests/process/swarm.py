@@ -27,7 +27,7 @@ every_steps = 10
 fragments = 2
 [merge]
 points = {points}
-wait_s_max = 30
+wait_s_max = 10
 """
 
 
