@@ -1,0 +1,96 @@
+"""The daemon on real sockets, in this process: what its settings do to the world outside."""
+
+from __future__ import annotations
+
+import random
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from gossip.ledger import PeerLedger
+from gossip.messages import ShardRef
+from gossip.shard_transfer import PACED_PIECE_BYTES, ShardFetcher
+from node import daemon
+from node.config import load_config
+from node.control import NoDaemon, ask
+from node.home import Home
+from node.status import NodeStatus
+from p2p.identity import Identity
+from p2p.libp2p_transport import open_libp2p
+from p2p.limits import Limits
+from p2p.transport import PeerId, PeerRecord
+from training.run_spec import parse_run_spec, run_id
+
+SPEC = parse_run_spec("""
+name = "daemon-test"
+[model]
+layers = 2
+width = 64
+heads = 2
+context = 32
+[data]
+held_out_bytes = 4096
+[train]
+steps = 2
+batch = 2
+[exchange]
+every_steps = 1
+fragments = 1
+[merge]
+points = [1.0]
+""")
+
+
+async def finished(home: Home) -> NodeStatus:
+    """The status of the node in ``home`` once it has trained and merged."""
+    with trio.fail_after(60):
+        while True:
+            await trio.sleep(0.1)
+            try:
+                status = await ask(home.control_socket, "status", result_type=NodeStatus)
+            except NoDaemon:
+                continue
+            if status.phase == "finished" and status.merges:
+                return status
+
+
+def largest_shard(home: Home) -> ShardRef:
+    """Of those the node of ``home`` holds; they are named by what they are."""
+    names = [file.name.split("-") for file in (home.run_folder(run_id(SPEC)) / "shards").iterdir()]
+    refs = [ShardRef(root=bytes.fromhex(root), size=int(size)) for root, size in names]
+    return max(refs, key=lambda ref: ref.size)
+
+
+async def test_the_upload_cap_in_the_settings_holds_on_the_wire(tmp_path: Path) -> None:
+    home, limits, rate = Home.at(tmp_path), Limits(), 1_000_000
+    home.create()
+    Identity.create(home.identity_file)
+    home.config_file.write_text(
+        f'listen = ["/ip4/127.0.0.1/tcp/0"]\nupload_bytes_per_s_max = {rate}\nthreads = 1\n'
+    )
+    config = load_config(home.config_file, environ={}).config
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(
+            partial(daemon._live, home, config, spec=SPEC, run=None, bootstrap=(), linger=True)
+        )
+        status = await finished(home)
+        peer = PeerId(status.peer)
+        shard = largest_shard(home)
+        async with open_libp2p(Identity.generate(), listen=[], limits=limits) as transport:
+            fetcher = ShardFetcher(
+                transport=transport,
+                ledger=PeerLedger(),
+                limits=limits,
+                rng=random.Random(0),
+                reach=lambda _: transport.connect(
+                    PeerRecord(peer, tuple(address.partition("/p2p/")[0] for address in status.addresses))
+                ),
+            )
+            began_s = trio.current_time()
+            for _ in range(2):
+                await fetcher.fetch(shard, [peer], timeout_s=30)
+            elapsed_s = trio.current_time() - began_s
+        nursery.cancel_scope.cancel()
+    # Each piece leaves once those before it are paid for, so only the last one comes for free.
+    assert elapsed_s >= (2 * shard.size - PACED_PIECE_BYTES) / rate
