@@ -35,7 +35,7 @@ class Invite:
     run: bytes
     """The run id: 32 bytes."""
     addresses: tuple[str, ...]
-    """Full multiaddrs of bootstrap peers, each ending in ``/p2p/<peer id>``; one to PEERS_MAX."""
+    """Full multiaddrs of bootstrap peers, each ending in ``/p2p/<peer id>``; one to PEERS_MAX, the best first."""
     secret: str | None = None
     """The swarm secret, when there is one. Whoever reads the invite learns it."""
     expires_unix_s: int | None = None
@@ -52,20 +52,23 @@ class Invite:
                 )
         if self.secret is not None and not 1 <= len(self.secret) <= SECRET_CHARS_MAX:
             raise ValueError(f"a swarm secret has 1 to {SECRET_CHARS_MAX} characters")
+        if len(self._line(1)) > INVITE_CHARS_MAX:
+            raise ValueError(f"{self.addresses[0]!r} is too long for an invite")
 
     def format(self) -> str:
-        """The invite as one line of at most INVITE_CHARS_MAX characters."""
-        fields = [f"peer={_escape(address)}" for address in self.addresses]
+        """One line of at most INVITE_CHARS_MAX characters; the last peers, if they do not fit, are left out."""
+        lines = (self._line(peers) for peers in range(len(self.addresses), 0, -1))
+        return next(line for line in lines if len(line) <= INVITE_CHARS_MAX)
+
+    def _line(self, peers: int) -> str:
+        fields = [f"peer={_escape(address)}" for address in self.addresses[:peers]]
         if self.secret is not None:
             fields.append(f"secret={_escape(self.secret)}")
         if self.expires_unix_s is not None:
             fields.append(f"expires={self.expires_unix_s}")
         run = base64.b32encode(self.run).decode().rstrip("=").lower()
         body = f"{SCHEME}{VERSION}/{run}?{'&'.join(fields)}"
-        line = f"{body}&check={_checksum(body)}"
-        if len(line) > INVITE_CHARS_MAX:
-            raise ValueError(f"the invite would have {len(line)} characters; name fewer peers")
-        return line
+        return f"{body}&check={_checksum(body)}"
 
     @classmethod
     def parse(cls, text: str, now_unix_s: float) -> Invite:

@@ -19,7 +19,7 @@ INVITES = st.builds(
         min_size=1,
         max_size=PEERS_MAX,
     ).map(tuple),
-    secret=st.none() | st.text(min_size=1, max_size=20),
+    secret=st.none() | st.text(min_size=1, max_size=16),
     expires_unix_s=st.none() | st.integers(1, 2**40),
 )
 INVITE = Invite(
@@ -38,6 +38,18 @@ def test_an_invite_reads_as_it_was_written(invite: Invite) -> None:
     assert line.isprintable()
     assert " " not in line
     assert Invite.parse(f"  {line}\n", now_unix_s=0) == invite
+
+
+def test_peers_for_whom_there_is_no_room_are_left_out() -> None:
+    longest = [
+        f"/ip6/2001:db8:1111:2222:3333:4444:5555:{n:04x}/tcp/65535/p2p/{p}" for n, p in enumerate(PEERS)
+    ]
+    invite = Invite(run=bytes(32), addresses=tuple(longest), expires_unix_s=2_000_000_000)
+    line = invite.format()
+    assert INVITE_CHARS_MAX - len("&peer=" + longest[-1]) < len(line) <= INVITE_CHARS_MAX
+    named = Invite.parse(line, now_unix_s=0)
+    assert named.addresses == invite.addresses[: len(named.addresses)]
+    assert named.expires_unix_s == invite.expires_unix_s
 
 
 @given(INVITES, st.data())
@@ -93,6 +105,7 @@ def test_an_expired_invite_is_refused_from_that_second_on() -> None:
         {"addresses": INVITE.addresses * 5},
         {"secret": ""},
         {"secret": "x" * 65},
+        {"addresses": (f"/dns/{'x' * 1000}/tcp/4100/p2p/{PEERS[0]}",)},
     ],
 )
 def test_an_invite_that_could_not_be_used_cannot_be_made(wrong: dict[str, object]) -> None:
