@@ -21,7 +21,7 @@ import structlog
 from msgspec import Meta
 
 from gossip.disk import Disk
-from p2p.errors import GossamerError
+from p2p.errors import AddressError
 from p2p.identity import public_key_of
 from p2p.limits import Limits
 from p2p.transport import PeerId, PeerRecord
@@ -40,23 +40,22 @@ _PORT = re.compile(r"[1-9][0-9]{0,4}")
 log = structlog.get_logger()
 
 
-class AddressError(GossamerError):
-    """Text that is not an address a peer can be dialled at."""
-
-
 def check_address(text: str, *, chars_max: int) -> str:
     """``text`` if it is ``/ip4|ip6|dns|dns4|dns6/HOST/tcp/PORT`` and can be dialled. Raises AddressError.
 
     Unspecified and multicast hosts are refused. Loopback and private hosts are not: swarms live there too.
     """
+    why = "peers connect to a host that others can reach, at a TCP port"
     fix = "addresses look like /ip4/192.0.2.7/tcp/4100 or /dns/example.org/tcp/4100"
     if len(text) > chars_max:
-        raise AddressError(f"an address of {len(text)} characters, the limit is {chars_max}", fix=fix)
+        raise AddressError(
+            f"an address of {len(text)} characters, the limit is {chars_max}", why=why, fix=fix
+        )
     match text.split("/"):
         case ["", family, host, "tcp", port] if _PORT.fullmatch(port) and int(port) < 1 << 16:
             if _can_be_dialled(family, host):
                 return text
-    raise AddressError(f"{text!r} is not an address that can be dialled", fix=fix)
+    raise AddressError(f"{text!r} is not an address that can be dialled", why=why, fix=fix)
 
 
 def _can_be_dialled(family: str, host: str) -> bool:

@@ -16,7 +16,7 @@ from functools import partial
 import structlog
 import trio
 
-from gossip.address_book import parse_peer_address
+from gossip.address_book import check_address, parse_peer_address
 from gossip.links import fetch_spec
 from node.commands import Commands
 from node.compute import ThreadCompute
@@ -77,6 +77,8 @@ async def _live(
     limits = Limits()
     with home.lock():
         identity = Identity.load(home.identity_file)
+        for address in config.announce:
+            check_address(address, chars_max=limits.address_chars_max)
         async with open_libp2p(
             identity, listen=config.listen, announce=config.announce, limits=limits
         ) as transport:

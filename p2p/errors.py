@@ -3,6 +3,7 @@
     GossamerError                 what happened, why it matters, what to do next
     ├── IdentityError             the key file is missing, unreadable or open to others
     ├── InviteError               an invite line is mangled, expired or for another version
+    ├── AddressError              text is not an address, or not one that serves the purpose here
     ├── PortInUse                 another program, or another node, holds the listening port
     ├── MalformedMessage          bytes from a peer are not the canonical form of an allowed message
     └── TransportError            the network let us down
@@ -34,6 +35,10 @@ class IdentityError(GossamerError):
 
 class InviteError(GossamerError):
     """An invite line cannot be used: mangled, expired, or made by another version."""
+
+
+class AddressError(GossamerError):
+    """Text that is not an address, or not one that a peer can be dialled at or that this machine can listen on."""
 
 
 class PortInUse(GossamerError):

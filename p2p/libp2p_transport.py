@@ -36,7 +36,7 @@ from libp2p.security.noise.transport import Transport as NoiseHandshake
 from multiaddr import Multiaddr
 
 from p2p import multistream
-from p2p.errors import GossamerError, PeerUnreachable, PortInUse, TransportError
+from p2p.errors import AddressError, GossamerError, PeerUnreachable, PortInUse, TransportError
 from p2p.flow import Meter
 from p2p.identity import Identity, public_key_of
 from p2p.limits import DEFAULT_LIMITS, Limits
@@ -69,7 +69,7 @@ async def open_libp2p(
 
     With nothing to listen on it only dials. ``announce``: addresses to tell others instead of those of our
     interfaces, for a port that a router forwards. Leaving the block says goodbye to every peer. Raises
-    PortInUse before anything else is started.
+    AddressError or PortInUse before anything else is started.
     """
     _quiet_library()
     async with contextlib.AsyncExitStack() as sockets, open_service_nursery() as nursery:
@@ -316,7 +316,25 @@ class Libp2pTransport:
 
 
 async def _listen(address: str) -> trio.SocketListener:
+    """Raises AddressError, or PortInUse."""
     host, port = _host_and_port(address)
+    try:
+        return trio.SocketListener(await _bound_socket(host, port))
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise PortInUse(
+                f"port {port} on {host} is taken",
+                why="another program, or another node, is listening there",
+                fix=f"stop it (ss -ltnp 'sport = :{port}' names it) or choose another port",
+            ) from error
+        raise AddressError(
+            f"cannot listen on {address}: {error.strerror}",
+            why="no peer could connect to this node",
+            fix="listen on an address of this machine, for example /ip4/0.0.0.0/tcp/4100",
+        ) from error
+
+
+async def _bound_socket(host: str, port: int) -> trio.socket.SocketType:
     family = stdlib_socket.AF_INET6 if ":" in host else stdlib_socket.AF_INET
     socket = trio.socket.socket(family, stdlib_socket.SOCK_STREAM)
     try:
@@ -326,39 +344,25 @@ async def _listen(address: str) -> trio.SocketListener:
             socket.setsockopt(stdlib_socket.IPPROTO_IPV6, stdlib_socket.IPV6_V6ONLY, 1)
         await socket.bind((host, port))
         socket.listen(LISTEN_BACKLOG)
-    except OSError as error:
-        socket.close()
-        if error.errno == errno.EADDRINUSE:
-            raise PortInUse(
-                f"port {port} on {host} is taken",
-                why="another program, or another node, is listening there",
-                fix=f"stop it (ss -ltnp 'sport = :{port}' names it) or choose another port",
-            ) from error
-        raise TransportError(
-            f"cannot listen on {address}: {error.strerror}",
-            why="no peer could connect to this node",
-            fix="listen on an address of this machine, for example /ip4/0.0.0.0/tcp/4100",
-        ) from error
     except BaseException:
         socket.close()
         raise
-    return trio.SocketListener(socket)
+    return socket
 
 
 def _host_and_port(address: str) -> tuple[str, int]:
-    """Host and TCP port of a multiaddr. Raises TransportError for anything else than name or IP, then TCP."""
-    try:
+    """Host and TCP port of a multiaddr. Raises AddressError for anything else than name or IP, then TCP."""
+    with contextlib.suppress(Exception):  # multiaddr raises a new type for every way to be wrong
         parsed = Multiaddr(address)
         (kind, host), (tcp, port), *rest = [(protocol.name, value) for protocol, value in parsed.items()]
-    except Exception as error:  # multiaddr raises a new type for every way to be wrong
-        raise TransportError(f"{address!r} is not an address like /ip4/192.0.2.7/tcp/4100") from error
-    if (
-        kind not in {"ip4", "ip6", "dns", "dns4", "dns6"}
-        or tcp != "tcp"
-        or any(name != "p2p" for name, _ in rest)
-    ):
-        raise TransportError(f"{address!r} is not an address like /ip4/192.0.2.7/tcp/4100")
-    return str(host), int(str(port))
+        known = kind in {"ip4", "ip6", "dns", "dns4", "dns6"} and tcp == "tcp"
+        if known and all(name == "p2p" for name, _ in rest):
+            return str(host), int(str(port))
+    raise AddressError(
+        f"{address!r} is not an address",
+        why="an address names a host and one of its TCP ports, below 65536",
+        fix="write for example /ip4/0.0.0.0/tcp/4100",
+    )
 
 
 def _dialable_addresses(listeners: Sequence[trio.SocketListener]) -> tuple[str, ...]:

@@ -168,6 +168,42 @@ def test_mistakes_get_a_code_and_a_next_step(
     assert "Traceback" not in shown.err
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        "nonsense",
+        "0.0.0.0:4100",
+        "/dns4/localhost",
+        "/dns4/localhost/udp/4100",
+        "/ip4/127.0.0.1/tcp/70000",
+        "/ip4/192.0.2.250/tcp/0",
+    ],
+)
+def test_an_address_one_cannot_listen_on_is_a_setting_to_correct(
+    gossamer: Gossamer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, address: str
+) -> None:
+    monkeypatch.setattr("node.logs.set_up_logging", lambda *_, **__: None)
+    (tmp_path / "run.toml").write_text('name = "mine"\n')
+    gossamer("init")
+    shown = gossamer("run", "--run", "run.toml", "--listen", address)
+    assert shown.code == ExitCode.CONFIG
+    assert [line.split()[0] for line in shown.err.splitlines()] == ["error", "why", "fix"]
+    assert address in shown.err
+    assert "/ip4/0.0.0.0/tcp/4100" in shown.err
+
+
+def test_an_address_others_cannot_dial_is_not_announced(
+    gossamer: Gossamer, home: Home, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("node.logs.set_up_logging", lambda *_, **__: None)
+    (tmp_path / "run.toml").write_text('name = "mine"\n')
+    gossamer("init")
+    home.config_file.write_text('announce = ["/ip4/0.0.0.0/tcp/4100"]\n')
+    shown = gossamer("run", "--run", "run.toml", "--listen", "/ip4/127.0.0.1/tcp/0")
+    assert shown.code == ExitCode.CONFIG
+    assert [line.split()[0] for line in shown.err.splitlines()] == ["error", "why", "fix"]
+
+
 def test_a_bug_is_reported_as_one_with_its_trace_in_a_file(
     gossamer: Gossamer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -11,10 +11,10 @@ from gossip.address_book import (
     BACK_OFF_PERMANENT_MAX_S,
     PATH,
     AddressBook,
-    AddressError,
     check_address,
     parse_peer_address,
 )
+from p2p.errors import AddressError
 from p2p.limits import DEFAULT_LIMITS, Limits
 from tests.gossip.world import IDENTITIES, MemoryDisk
 

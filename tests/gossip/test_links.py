@@ -9,14 +9,14 @@ import pytest
 import trio
 from blake3 import blake3
 
-from gossip.address_book import AddressBook, AddressError
+from gossip.address_book import AddressBook
 from gossip.anti_entropy import AntiEntropy
 from gossip.ledger import BAN_S, PeerLedger
 from gossip.links import HELLO_WAIT_S, Links, fetch_spec
 from gossip.messages import HELLO_PROTOCOL, PROTOCOL_VERSION, Hello, Notices, WantPeers, WantSpec
 from gossip.notices import NoticeTable
 from netsim.network import address_of, open_sim_network
-from p2p.errors import CallRefused, GossamerError, PeerUnreachable
+from p2p.errors import AddressError, CallRefused, GossamerError, PeerUnreachable
 from p2p.identity import Identity
 from p2p.limits import Limits
 from p2p.rpc import call

@@ -21,7 +21,7 @@ from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as NoiseTransport
 from multiaddr import Multiaddr
 
-from p2p.errors import MalformedMessage, PeerUnreachable, PortInUse, TransportError
+from p2p.errors import AddressError, MalformedMessage, PeerUnreachable, PortInUse
 from p2p.identity import Identity
 from p2p.libp2p_transport import open_libp2p
 from p2p.limits import Limits
@@ -89,7 +89,7 @@ async def test_a_port_that_others_share_is_still_taken() -> None:
     "address", ["/ip4/192.0.2.250/tcp/0", "/ip4/127.0.0.1/udp/4100", "nonsense", "/tcp/4100"]
 )
 async def test_an_address_one_cannot_listen_on_is_explained(address: str) -> None:
-    with pytest.raises(TransportError):
+    with pytest.raises(AddressError):
         async with open_libp2p(Identity.generate(), listen=[address]):
             pass
 
