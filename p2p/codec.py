@@ -11,7 +11,7 @@ Relies on: cbor2 for parsing, msgspec for types and ``Meta`` bounds.
 from __future__ import annotations
 
 import math
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, get_args
 
 import cbor2
 import msgspec
@@ -90,4 +90,4 @@ def _finite(plain: Any) -> bool:
 
 
 def _name(message_type: Any) -> str:
-    return getattr(message_type, "__name__", None) or str(message_type).replace("gossip.messages.", "")
+    return " or ".join(kind.__name__ for kind in get_args(message_type) or (message_type,))

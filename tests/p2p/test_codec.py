@@ -146,3 +146,10 @@ def test_size_and_depth_are_bounded() -> None:
         nested = [nested]
     with pytest.raises(MalformedMessage):
         decode(cbor2.dumps(plain(more=nested), canonical=True), Point, bytes_max=BYTES_MAX)
+
+
+def test_a_refusal_names_what_was_expected_and_no_module() -> None:
+    with pytest.raises(MalformedMessage, match=r"^not a Point: "):
+        decode(b"\x01", Point, bytes_max=BYTES_MAX)
+    with pytest.raises(MalformedMessage, match=r"^not a Point or Other: "):
+        decode(b"\x01", Point | Other, bytes_max=BYTES_MAX)  # type: ignore[arg-type]
