@@ -90,7 +90,7 @@ def invite(
         str | None, typer.Option("--expires", help="For example 12h or 7d; never if absent.")
     ] = None,
 ) -> None:
-    """Print one line that lets another machine join: gossamer join LINE."""
+    """Print one line that lets another machine join: gossamer join 'LINE'."""
     from node.control import MakeInvite
 
     expires_s = None if expires is None else parse_duration_s(expires)
@@ -152,7 +152,7 @@ def evaluate(
 
 def sample(
     common: Common,
-    prompt: Annotated[str, typer.Argument(help="What the text begins with.")] = "",
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the text begins with.")] = "",
     count: Annotated[int, typer.Option("--count", min=1, max=65536, help="Bytes to write.")] = 400,
     temperature: Annotated[float, typer.Option("--temperature", min=0, max=10)] = 0.8,
     which: Which = "live",

@@ -74,7 +74,9 @@ def config_limits(common: Common) -> None:
 @command(config_app, "check")
 def config_check(
     common: Common,
-    spec: Annotated[Path | None, typer.Argument(help="A run spec to check as well (TOML).")] = None,
+    spec: Annotated[
+        Path | None, typer.Argument(metavar="SPEC.toml", help="A run spec to check as well.")
+    ] = None,
 ) -> None:
     """Check the settings of this node, and a run spec if one is named; says its run id."""
     from node.config import load_config
@@ -115,7 +117,9 @@ def version(common: Common) -> None:
 
 def help_topic(
     common: Common,
-    topic: Annotated[Literal["exit-codes"], typer.Argument(help="What to explain.")] = "exit-codes",
+    topic: Annotated[
+        Literal["exit-codes"], typer.Argument(metavar="TOPIC", help="What to explain: exit-codes.")
+    ] = "exit-codes",
 ) -> None:
     """Explain what is not a command: the exit codes."""
     table = _table("code", "meaning")

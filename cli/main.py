@@ -9,6 +9,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import msgspec
 import typer
@@ -34,23 +35,35 @@ ask_commands.register(app)
 testnet.register(app)
 home_commands.register(app)
 
+_Misuse: Any = typer.BadParameter.__base__
+"""What typer raises for any command line that it cannot use; it exports no name for it."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; returns its exit code. Never raises, and never shows a traceback unasked."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        app(args=arguments, prog_name="gossamer")
+        code = app(args=arguments, prog_name="gossamer", standalone_mode=False)
     except SystemExit as end:
-        return end.code if isinstance(end.code, int) else ExitCode.OK
+        code = end.code
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
+    except _Misuse as misuse:
+        if text := misuse.format_message():  # else its help has been shown instead
+            _print_error(_usage(text, misuse.ctx), ExitCode.USAGE, arguments)
+        return ExitCode.USAGE
     except BaseException as error:
         return _explain(error, arguments)
-    return ExitCode.OK
+    return code if isinstance(code, int) else ExitCode.OK
+
+
+def _usage(text: str, context: typer.Context) -> GossamerError:
+    form = " ".join(context.get_usage().split()).removeprefix("Usage: ")
+    return GossamerError(text, why=f"the form is: {form}", fix=f"{context.command_path} --help")
 
 
 def _explain(error: BaseException, arguments: Sequence[str]) -> ExitCode:
-    """Print ``error`` for a person, or as JSON on stderr for a program."""
+    """Print ``error``, with the errors in groups of it, and choose the exit code."""
     causes = list(_causes(error))
     if any(isinstance(cause, KeyboardInterrupt) for cause in causes):
         return ExitCode.INTERRUPTED
@@ -61,10 +74,16 @@ def _explain(error: BaseException, arguments: Sequence[str]) -> ExitCode:
         code, shown = exit_code_of(readable[0]), readable[0]
     else:
         code, shown = ExitCode.FAILED, _unexpected(error)
+    _print_error(shown, code, arguments)
+    return code
+
+
+def _print_error(shown: GossamerError, code: ExitCode, arguments: Sequence[str]) -> None:
+    """For a person, or as JSON for a program; on stderr."""
     if "--json" in arguments:
         about = {"code": int(code), "what": shown.what, "why": shown.why, "fix": shown.fix}
         sys.stderr.write(msgspec.json.encode({"error": about}).decode() + "\n")
-        return code
+        return
     console: Console = Common(no_color="--no-color" in arguments).err()
     for label, style, text in [
         ("error", "bold red", shown.what),
@@ -74,7 +93,6 @@ def _explain(error: BaseException, arguments: Sequence[str]) -> ExitCode:
         if text:
             console.print(f"[{style}]{label:<5}[/]", end=" ")
             console.print(text, markup=False, soft_wrap=True)
-    return code
 
 
 def _unexpected(error: BaseException) -> GossamerError:

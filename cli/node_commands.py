@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import re
 import signal
 import threading
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.common import Common, command
-from p2p.errors import GossamerError
 
 if TYPE_CHECKING:
     from node.config import NodeConfig
@@ -60,7 +60,7 @@ def init(common: Common) -> None:
     lines = [
         f"identity  {peer}  {home.identity_file} ({'created, ' if key else 'kept, '}mode 0600: back it up)",
         f"config    {home.config_file} ({'created: defaults, commented' if config else 'kept'})",
-        "next      try it on this machine: gossamer testnet up    join others: gossamer join INVITE",
+        "next      try it on this machine: gossamer testnet up    join others: gossamer join 'INVITE'",
     ]
     result = {
         "peer": peer,
@@ -101,7 +101,9 @@ def run(
 
 def join(
     common: Common,
-    invite: Annotated[str, typer.Argument(help="The line that a member's `gossamer invite` printed.")],
+    invite: Annotated[
+        str, typer.Argument(metavar="INVITE", help="What a member's `gossamer invite` printed, in quotes.")
+    ],
     listen: Listen = None,
     device: Device = None,
     threads: Threads = None,
@@ -146,18 +148,13 @@ def _config(common: Common, home: Home, flags: Mapping[str, object]) -> NodeConf
 
 
 def _parse_run(text: str | None) -> tuple[RunSpec | None, bytes | None]:
-    """A run spec's file, or a run id in hexadecimal, or neither."""
+    """A run id in hexadecimal, or a run spec's file, or neither."""
     from training.run_spec import load_run_spec
 
     if text is None:
         return None, None
-    if len(text) == 64 and not Path(text).exists():
-        try:
-            return None, bytes.fromhex(text)
-        except ValueError as error:
-            raise GossamerError(
-                f"{text} is neither a run id nor a file", fix="gossamer run --help"
-            ) from error
+    if re.fullmatch("[0-9a-f]{64}", text):
+        return None, bytes.fromhex(text)
     return load_run_spec(Path(text)), None
 
 

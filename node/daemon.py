@@ -136,7 +136,7 @@ async def _learn_spec(
         raise GossamerError(
             "no run to take part in",
             why="this home has not joined one yet",
-            fix="join one: gossamer join INVITE    or start one: gossamer run --run SPEC.toml",
+            fix="join one: gossamer join 'INVITE'    or start one: gossamer run --run SPEC.toml",
         )
     stored = home.run_folder(run) / SPEC_FILE
     if stored.exists():

@@ -24,7 +24,7 @@ INVITE_CHARS_MAX = 1024
 SECRET_CHARS_MAX = 64
 
 _WHY = "a run can only be joined with an invite that arrived whole"
-_FIX = "copy the whole line again, or ask for a new one: gossamer invite"
+_FIX = "copy the whole line again and put it in quotes, or ask for a new one: gossamer invite"
 _CHECKED = re.compile(r"(?P<body>.*)&check=(?P<check>[0-9a-f]{8})")
 
 
