@@ -172,7 +172,17 @@ def down(
     from cli.testnet_folder import purge as purge_folder
     from cli.testnet_folder import supervisor_home
     from node.control import NoDaemon
+    from node.home import AlreadyRunning
 
+    def ended() -> bool:
+        # The socket goes first; who holds the lock still has nodes to stop.
+        try:
+            with home.lock():
+                return True
+        except AlreadyRunning:
+            return False
+
+    home = supervisor_home(folder.resolve())
     try:
         _ask(folder, "down")
         running = True
@@ -180,9 +190,8 @@ def down(
         if not purge:
             raise
         running = False
-    home = supervisor_home(folder.resolve())
     if running:
-        _wait_until(lambda: not home.control_socket.exists(), DOWN_S_MAX, "the testnet is still stopping")
+        _wait_until(ended, DOWN_S_MAX, "the testnet is still stopping")
     if purge and (folder / "testnet.json").exists():
         with home.lock():
             purge_folder(folder)
@@ -202,6 +211,13 @@ def _spec(run: Path | None, seed: int | None, steps: int | None) -> RunSpec:
 
 def _detach(common: Common, folder: Path, arguments: Sequence[str]) -> None:
     """Start the same command in the background and return once its nodes are up."""
+    from cli.supervisor import STARTUP_S_MAX
+    from cli.testnet_folder import supervisor_home
+
+    home = supervisor_home(folder)
+    with home.lock():
+        # Of a supervisor that was killed: it must not pass for the new one's.
+        home.control_socket.unlink(missing_ok=True)
     log_file = folder / "testnet.log"
     with log_file.open("ab") as log:
         process = subprocess.Popen(  # noqa: S603 - our own interpreter, our own arguments
@@ -211,10 +227,6 @@ def _detach(common: Common, folder: Path, arguments: Sequence[str]) -> None:
             stderr=log,
             start_new_session=True,
         )
-    from cli.supervisor import STARTUP_S_MAX
-    from cli.testnet_folder import supervisor_home
-
-    home = supervisor_home(folder)
 
     def started() -> bool:
         if process.poll() is not None:

@@ -1,7 +1,10 @@
-"""Real node processes for the process tests: a small run on loopback, and how to wait for what it does."""
+"""What the process tests share: one command, a swarm of real nodes on loopback, and how to wait for what it does."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -29,6 +32,19 @@ fragments = 2
 points = {points}
 wait_s_max = 10
 """
+
+
+def gossamer(*arguments: str | Path, seconds_max: float = 60) -> subprocess.CompletedProcess[str]:
+    """One command in a process of its own, to its end, which must come by itself."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("GOSSAMER_")}
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=environment | {"OMP_NUM_THREADS": "1"},
+        timeout=seconds_max,
+        check=False,
+    )
 
 
 @asynccontextmanager

@@ -1,31 +1,16 @@
 """What a real daemon does with a home, key, port, spec or checkpoint that is not right: it says so and exits."""
 
-import os
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from cli.exit_codes import ExitCode
 from node.home import Home
-from tests.process.swarm import SPEC, small_swarm, until
+from tests.process.swarm import SPEC, gossamer, small_swarm, until
 
 pytestmark = pytest.mark.process
-
-
-def gossamer(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """One command to its end, which must come by itself."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("GOSSAMER_")}
-    return subprocess.run(
-        [sys.executable, "-P", "-m", "cli", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=environment | {"OMP_NUM_THREADS": "1"},
-        timeout=60,
-        check=False,
-    )
 
 
 @pytest.fixture
