@@ -69,8 +69,8 @@ class Merges:
         self._wait_for_progress = wait_for_progress
         self._settled = settled
         self._watch = MergeWatch(spec.points, wait_s_max=spec.wait_s_max)
-        self.last = state.last_merge
-        """The last merge this node took over, in this life or an earlier one; None before the first."""
+        self.last: MergeReport | None = None
+        """The merge whose anchor this node holds; None before the first, and until found again after a restart."""
         self.count = 0
         """Anchors taken since the start, the one found again after a restart included."""
         self.problem = ""
@@ -110,7 +110,7 @@ class Merges:
         head, committed = self._merger.head, self._merger.head_record
         while committed is not None and self._merger.head == head:
             try:
-                await self._host.recover(committed, head, rebase=not self._is_last(head))
+                await self._host.recover(committed, head, rebase=not self._remembers(head))
                 return
             except GossamerError as error:
                 self._report_problem(f"the last merge's weights are out of reach ({error}); trying again")
@@ -120,8 +120,9 @@ class Merges:
         async for adoption in self._adoptions:
             self._rounds.merge_committed(adoption.record.point)
             self.problem = ""
-            # One that was found again after a restart has been reported and remembered in an earlier life.
-            if not self._is_last(adoption.record_hash):
+            if self._remembers(adoption.record_hash):
+                self.last = self._state.last_merge
+            else:
                 await self._report(adoption)
             self.count += 1
 
@@ -138,8 +139,10 @@ class Merges:
         await self._settled()
         await self._remember(self.last)
 
-    def _is_last(self, record_hash: bytes) -> bool:
-        return self.last is not None and self.last.record == record_hash.hex()
+    def _remembers(self, record_hash: bytes) -> bool:
+        """Whether an earlier life reported this merge, and the checkpoint that this one began with builds on it."""
+        remembered = self._state.last_merge
+        return remembered is not None and remembered.record == record_hash.hex()
 
     async def _remember(self, report: MergeReport) -> None:
         self._state = replace(
