@@ -20,6 +20,7 @@ PROTOCOL_VERSION = 1
 HELLO_PROTOCOL = ProtocolName("/gossamer/hello/1")
 SYNC_PROTOCOL = ProtocolName("/gossamer/sync/1")
 SHARD_PROTOCOL = ProtocolName("/gossamer/shard/1")
+SNAPSHOT_PROTOCOL = ProtocolName("/gossamer/snapshot/1")
 MERGE_PROTOCOL = ProtocolName("/gossamer/merge/1")
 
 Hash = Annotated[bytes, Meta(min_length=32, max_length=32)]
@@ -139,21 +140,7 @@ class Heartbeat(Message, frozen=True):
     """A goodbye: the member is shutting down on purpose."""
 
 
-class FragmentEntry(msgspec.Struct, frozen=True, kw_only=True, array_like=True, forbid_unknown_fields=True):
-    """A published snapshot of one fragment of the author's live weights; an array, so that 128 fit a notice."""
-
-    fragment: Count
-    step: Count
-    shard: ShardRef
-
-
-class Fragments(Message, frozen=True):
-    """Body of kind ``fragments``: the newest published snapshot of each fragment, by ascending fragment."""
-
-    entries: Annotated[list[FragmentEntry], Meta(max_length=128)]
-
-
-NOTICE_BODIES: dict[str, type[Message]] = {"heartbeat": Heartbeat, "fragments": Fragments}
+NOTICE_BODIES: dict[str, type[Message]] = {"heartbeat": Heartbeat}
 """Every kind of notice and the message its body holds; other kinds are refused."""
 
 
@@ -232,6 +219,21 @@ class ChunkFollows(Message, frozen=True):
 
 class NotHeld(Message, frozen=True):
     """This node does not hold the shard, or no longer."""
+
+
+# --- snapshots: a fragment of somebody's live weights ---------------------------------------------------------
+
+
+class WantSnapshot(Message, frozen=True):
+    """Ask a member to take a snapshot of one fragment of its live weights, or to share one it has just taken."""
+
+    fragment: Count
+
+
+class Snapshot(Message, frozen=True):
+    """A snapshot by content: its bytes are pulled as a shard, which is kept for the asker until it asks again."""
+
+    shard: ShardRef
 
 
 # --- merges: one link of the chain at a time ------------------------------------------------------------------

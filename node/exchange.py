@@ -1,16 +1,16 @@
-"""The background exchange: publish a fragment of the live weights, pull the same fragment from peers, mix.
+"""The background exchange: ask peers for a snapshot of one fragment, pull it, mix it with one's own of the same moment.
 
-Owns the published snapshots and the checks on what peers serve. Never stops training: weights are read and changed only
-by short calls in the ``train`` lane, and the result is blended with the progress made meanwhile,
+Owns the order of an exchange and the checks on what peers serve. Never stops training: weights are read and changed
+only by short calls in the ``train`` lane, and the result is blended with the progress made meanwhile,
 ``live <- live + (mixed - own snapshot)``. Nothing of a failed exchange is applied.
 
-Relies on: the shard fetcher (bytes match their hash), ``training.mixing`` (what the numbers must satisfy).
+Relies on: ``node.snapshots`` at the other side, the shard fetcher (bytes match their hash), ``training.mixing``
+(what the numbers must satisfy).
 """
 
 from __future__ import annotations
 
 import random
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 
@@ -19,24 +19,22 @@ import torch
 import trio
 
 from gossip.ledger import PeerLedger
-from gossip.messages import FragmentEntry, Fragments, ShardRef
-from gossip.notices import NoticeTable
+from gossip.messages import SNAPSHOT_PROTOCOL, Snapshot, WantSnapshot
 from gossip.shard_transfer import FetchFailed, Pacer, ShardFetcher
-from gossip.store import ShardStore
 from node.compute import Compute
 from node.costs import Costs
 from node.rounds import Exchange
 from node.status import MixReport
-from p2p.transport import PeerId
+from p2p.errors import MalformedMessage, TransportError
+from p2p.limits import Limits
+from p2p.rpc import call
+from p2p.transport import PeerId, Transport
 from training.mixing import Refused, check_peer_values, mix
 from training.run_spec import ExchangeSpec
 from training.trainer import Trainer
-from training.wire import decode_values, encode_values
+from training.wire import ELEMENT_BYTES, decode_values
 
 log = structlog.get_logger()
-
-SNAPSHOTS_KEPT = 2
-"""Published snapshots kept per fragment: the advertised one and the one peers may still be pulling."""
 
 
 class Exchanger:
@@ -46,32 +44,30 @@ class Exchanger:
         self,
         *,
         spec: ExchangeSpec,
+        transport: Transport,
         trainer: Trainer,
         compute: Compute,
         costs: Costs,
-        store: ShardStore,
         fetcher: ShardFetcher,
-        notices: NoticeTable,
         ledger: PeerLedger,
+        limits: Limits,
         rng: random.Random,
         alive_peers: Callable[[], list[PeerId]],
         fetch_timeout_s: float,
         pacer: Pacer | None,
     ) -> None:
         self._spec = spec
+        self._transport = transport
         self._trainer = trainer
         self._compute = compute
         self._costs = costs
-        self._store = store
         self._fetcher = fetcher
-        self._notices = notices
         self._ledger = ledger
+        self._limits = limits
         self._rng = rng
         self._alive_peers = alive_peers
         self._fetch_timeout_s = fetch_timeout_s
         self._pacer = pacer
-        self._published: dict[int, FragmentEntry] = {}
-        self._pinned: dict[int, deque[str]] = {}
         self._weights_epoch = 0
         self.mixes = 0
         self.mixes_failed = 0
@@ -82,17 +78,17 @@ class Exchanger:
         self._weights_epoch += 1
 
     async def exchange(self, due: Exchange) -> None:
-        """Publish the fragment, then pull and mix; failures are counted and logged, never raised."""
+        """Pull the fragment from ``spec.peers`` random members and mix; failures are counted, logged, never raised."""
         rule, epoch = self._spec.rule, self._weights_epoch
         assert rule != "none", "a run without exchanges never asks for one"
+        peers = self._alive_peers()
+        if not peers:
+            return
         own = await self._compute.run(
             partial(self._trainer.read, due.fragment), lane="train", cost_s=self._costs.copy_s
         )
-        await self._publish(due, own)
-        offers = self._offers(due.fragment)
-        if not offers:
-            return
-        pulled = await self._pull(offers, due.fragment, own)
+        chosen = self._rng.sample(peers, min(self._spec.peers, len(peers)))
+        pulled = await self._pull(chosen, due.fragment, own)
         if not pulled:
             self.mixes_failed += 1
             return
@@ -132,56 +128,28 @@ class Exchanger:
         self._trainer.add(fragment, delta)
         return True
 
-    async def _publish(self, due: Exchange, own: torch.Tensor) -> None:
-        data = await self._compute.run(
-            lambda: encode_values(own, self._spec.wire), lane="side", cost_s=self._costs.copy_s
-        )
-        owner = f"published/{due.fragment}/{due.step}"
-        shard = await self._store.put(data, owner=owner)
-        pinned = self._pinned.setdefault(due.fragment, deque())
-        pinned.append(owner)
-        if len(pinned) > SNAPSHOTS_KEPT:
-            await self._store.release(pinned.popleft())
-        self._published[due.fragment] = FragmentEntry(fragment=due.fragment, step=due.step, shard=shard)
-        entries = [self._published[fragment] for fragment in sorted(self._published)]
-        self._notices.publish("fragments", Fragments(entries=entries))
-
-    def _offers(self, fragment: int) -> list[tuple[PeerId, ShardRef]]:
-        """The alive members that publish the fragment, and what they publish."""
-        bodies = ((peer, self._notices.body_of(peer, "fragments", Fragments)) for peer in self._alive_peers())
-        return [
-            (peer, entry.shard)
-            for peer, body in bodies
-            if body is not None
-            for entry in body.entries
-            if entry.fragment == fragment
-        ]
-
     async def _pull(
-        self, offers: list[tuple[PeerId, ShardRef]], fragment: int, own: torch.Tensor
+        self, peers: list[PeerId], fragment: int, own: torch.Tensor
     ) -> list[tuple[PeerId, torch.Tensor]]:
-        """The fragment from up to ``spec.peers`` random members of ``offers``, checked; by ascending peer."""
-        chosen = self._rng.sample(offers, min(self._spec.peers, len(offers)))
+        """The fragment from each of ``peers`` that serves it and passes the checks; by ascending peer."""
         pulled: list[tuple[PeerId, torch.Tensor]] = []
         async with trio.open_nursery() as nursery:
-            for peer, shard in chosen:
-                nursery.start_soon(self._pull_one, peer, shard, own, fragment, pulled)
+            for peer in peers:
+                nursery.start_soon(self._pull_one, peer, fragment, own, pulled)
         return sorted(pulled, key=lambda item: item[0])
 
     async def _pull_one(
-        self,
-        peer: PeerId,
-        shard: ShardRef,
-        own: torch.Tensor,
-        fragment: int,
-        pulled: list[tuple[PeerId, torch.Tensor]],
+        self, peer: PeerId, fragment: int, own: torch.Tensor, pulled: list[tuple[PeerId, torch.Tensor]]
     ) -> None:
         try:
-            data = await self._fetcher.fetch(
-                shard, [peer], timeout_s=self._fetch_timeout_s, pacer=self._pacer
-            )
-        except FetchFailed as error:
+            data = await self._fetch(peer, fragment, own.numel() * ELEMENT_BYTES[self._spec.wire])
+        except (TransportError, FetchFailed) as error:
             log.info("pull failed", peer=peer, reason=error.what)
+            return
+        except MalformedMessage as error:
+            self._ledger.note(peer, "malformed", error.what)
+            return
+        if data is None:
             return
         spans = self._trainer.layout.fragment_spans(fragment)
 
@@ -197,3 +165,21 @@ class Exchanger:
             self._ledger.note(peer, checked.code, checked.text)
             return
         pulled.append((peer, checked))
+
+    async def _fetch(self, peer: PeerId, fragment: int, size: int) -> bytes | None:
+        """A fresh snapshot of ``size`` bytes; None when ``peer`` names one that cannot be of this model."""
+        await self._fetcher.reach(peer)
+        snapshot = await call(
+            self._transport,
+            peer,
+            SNAPSHOT_PROTOCOL,
+            WantSnapshot(fragment=fragment),
+            Snapshot,
+            timeout_s=self._limits.call_timeout_s,
+        )
+        if snapshot.shard.size != size:
+            self._ledger.note(peer, "shape", f"a snapshot of {snapshot.shard.size} bytes, expected {size}")
+            return None
+        return await self._fetcher.fetch(
+            snapshot.shard, [peer], timeout_s=self._fetch_timeout_s, pacer=self._pacer
+        )

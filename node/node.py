@@ -34,6 +34,7 @@ from node.merge_host import Adoption, NodeMergeHost
 from node.merges import Merges
 from node.rounds import AwaitFinalMerge, Exchange, Finished, MemberProgress, Rounds, Train
 from node.runtime import Runtime
+from node.snapshots import Snapshots
 from p2p.errors import GossamerError
 from p2p.limits import Limits
 from p2p.transport import PeerDown, PeerEvent, PeerId, PeerUp
@@ -144,15 +145,25 @@ class Node:
             note=self.ledger.note,
             reach=self.links.reach,
         )
-        self.exchanger = Exchanger(
-            spec=spec.exchange,
+        self.snapshots = Snapshots(
+            transport=transport,
             trainer=trainer,
             compute=runtime.compute,
             costs=runtime.costs,
             store=self.store,
-            fetcher=self.fetcher,
-            notices=self.notices,
             ledger=self.ledger,
+            limits=limits,
+            spec=spec.exchange,
+        )
+        self.exchanger = Exchanger(
+            spec=spec.exchange,
+            transport=transport,
+            trainer=trainer,
+            compute=runtime.compute,
+            costs=runtime.costs,
+            fetcher=self.fetcher,
+            ledger=self.ledger,
+            limits=limits,
             rng=rng,
             alive_peers=lambda: [peer for peer in self._alive() if peer != self.local],
             fetch_timeout_s=EXCHANGE_TIMEOUT_S,
@@ -204,6 +215,7 @@ class Node:
         """Live until ``stop`` is called. Cancelling instead skips the checkpoint and the goodbye."""
         await self._wake_up()
         self.shard_server.serve()
+        self.snapshots.serve()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.links.run)
             nursery.start_soon(self.anti_entropy.run)

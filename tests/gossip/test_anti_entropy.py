@@ -14,12 +14,9 @@ from gossip.anti_entropy import AntiEntropy
 from gossip.ledger import PeerLedger
 from gossip.messages import (
     SYNC_PROTOCOL,
-    FragmentEntry,
-    Fragments,
     InStep,
     Notices,
     Probe,
-    ShardRef,
     Swap,
     Version,
     Versions,
@@ -86,7 +83,8 @@ async def test_news_crosses_a_small_swarm_quickly(autojump_clock, count, typical
         for round_number in range(20):
             await trio.sleep(1.5)
             began_s = trio.current_time()
-            members[round_number % count].table.publish("fragments", Fragments(entries=[]))
+            news = heartbeat(head=bytes([1 + round_number]) * 32)
+            members[round_number % count].table.publish("heartbeat", news)
             await members[0].settled(members)
             times.append(trio.current_time() - began_s)
     assert max(times) < longest_s
@@ -158,10 +156,10 @@ async def test_more_than_one_swap_carries_takes_several_rounds(autojump_clock):
 async def test_a_full_swap_of_the_largest_notices_fits_a_frame(autojump_clock):
     crowd = [Identity.generate() for _ in range(120)]
     async with swarm(2, connected=False) as (_, (left, right)):
-        entry = FragmentEntry(fragment=2**53, step=2**53, shard=ShardRef(root=bytes(32), size=1 << 30))
+        largest = heartbeat(addresses=["/dns4/" + "a" * 240 + "/tcp/4100"] * 8, agent="x" * 64)
         for identity in crowd:
             stranger = NoticeTable(signer=identity, run=RUN, incarnation=1, limits=DEFAULT_LIMITS)
-            left.table.offer(stranger.publish("fragments", Fragments(entries=[entry] * 128)), 0.0)
+            left.table.offer(stranger.publish("heartbeat", largest), 0.0)
         await left.host.connect(right.host.local)
         await left.settled([right])
         assert left.sync.rounds_failed == right.sync.rounds_failed == 0

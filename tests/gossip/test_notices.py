@@ -8,7 +8,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gossip.messages import FragmentEntry, Fragments, Notice, ShardRef
+from gossip.messages import Notice
 from gossip.notices import AUTHOR_SILENCE_S, PURPOSE, NoticeTable, Verdict
 from p2p.codec import encode
 from p2p.limits import DEFAULT_LIMITS, Limits
@@ -28,7 +28,7 @@ def _history():
         for incarnation in (1, 2):
             said = table(author, incarnation=incarnation)
             notices += [said.publish("heartbeat", heartbeat(step=step)) for step in range(3)]
-            notices.append(said.publish("fragments", Fragments(entries=[])))
+            notices.append(said.publish("heartbeat", heartbeat(leaving=True)))
         twin = table(author, incarnation=2)
         notices.append(twin.publish("heartbeat", heartbeat(agent="twin")))
     return notices
@@ -85,7 +85,7 @@ def _forgeries():
         "another run": (table(BOB, run=OTHER_RUN).publish("heartbeat", heartbeat()), Verdict.SIGNATURE),
         "not a peer id": (msgspec.structs.replace(genuine, author="0" * 52), Verdict.SIGNATURE),
         "garbage for a body": (signed(body=b"\xff" * 8), Verdict.MALFORMED),
-        "a body of another kind": (signed(kind="fragments"), Verdict.MALFORMED),
+        "a body of another type": (signed(body=encode(genuine)), Verdict.MALFORMED),
         "an unknown kind": (signed(kind="rumour"), Verdict.UNKNOWN_KIND),
         "too large": (signed(body=bytes(12 << 10)), Verdict.OVERSIZED),
     }
@@ -148,24 +148,20 @@ async def test_change_feed_coalesces_and_starts_with_what_is_held():
     with held.changes() as changes:
         for step in range(100):
             held.publish("heartbeat", heartbeat(step=step))
-        held.publish("fragments", Fragments(entries=[]))
+        held.offer(table(BOB).publish("heartbeat", heartbeat()), 0.0)
         with trio.fail_after(1):
             seen = [await anext(changes), await anext(changes)]
         with trio.move_on_after(0.01) as nothing_more:
             await anext(changes)
-    assert seen == [(ALICE.peer, "heartbeat"), (ALICE.peer, "fragments")]
+    assert seen == [(ALICE.peer, "heartbeat"), (BOB.peer, "heartbeat")]
     assert nothing_more.cancelled_caught
 
 
 def test_the_largest_notices_within_their_own_bounds_are_accepted():
-    entry = FragmentEntry(fragment=2**53, step=2**53, shard=ShardRef(root=bytes(32), size=1 << 30))
     address = "/dns4/" + "a" * 240 + "/tcp/4100"
     said, held = table(BOB), table()
-    for kind, body in (
-        ("fragments", Fragments(entries=[entry] * 128)),
-        ("heartbeat", heartbeat(addresses=[address] * 8, agent="x" * 64)),
-    ):
-        assert held.offer(said.publish(kind, body), 0.0) is Verdict.ACCEPTED
+    largest = heartbeat(addresses=[address] * 8, agent="x" * 64)
+    assert held.offer(said.publish("heartbeat", largest), 0.0) is Verdict.ACCEPTED
 
 
 def test_publishing_too_much_is_refused():
