@@ -133,19 +133,18 @@ def ranking(parent: bytes, members: Collection[PeerId]) -> list[PeerId]:
 
 
 def owners(parent: bytes, contributors: Sequence[str], fragments: int, replicas: int) -> list[list[PeerId]]:
-    """For each fragment, the contributors that sum it: the highest of BLAKE3(parent || fragment || peer).
+    """For each fragment, the contributors that sum it: of those that own the fewest so far, the highest in its ranking.
 
-    Rendezvous hashing with bounded loads (Mirrokni, Thorup, Zadimoghaddam, 2018): who already owns its even
-    share of the fragments is passed over, because the merge is as slow as its busiest owner.
+    The ranking is BLAKE3(parent || fragment || peer), as in rendezvous hashing. The load comes first because the merge
+    is as slow as its busiest owner: no two contributors differ by more than one fragment.
     """
     copies = min(replicas, len(contributors))
-    share = -(-fragments * copies // len(contributors))
     load: Counter[str] = Counter()
     chosen = []
     for fragment in range(fragments):
         salt = parent + fragment.to_bytes(4, "big")
         ranked = sorted(contributors, key=lambda peer: blake3(salt + peer.encode()).digest(), reverse=True)
-        ranked.sort(key=lambda peer: load[peer] >= share)
+        ranked.sort(key=lambda peer: load[peer])
         chosen.append([PeerId(peer) for peer in ranked[:copies]])
         load.update(ranked[:copies])
     return chosen
