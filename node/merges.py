@@ -21,6 +21,7 @@ from gossip.merging import Merger
 from gossip.notices import NoticeTable
 from node.life import NodeState, save_state
 from node.merge_host import Adoption, NodeMergeHost
+from node.progress import Progress
 from node.rounds import MemberProgress, MergeWatch, Rounds, Train
 from node.runtime import Runtime
 from node.status import MergeReport
@@ -54,7 +55,7 @@ class Merges:
         state: NodeState,
         adoptions: trio.MemoryReceiveChannel[Adoption],
         members: Callable[[], list[MemberProgress]],
-        wait_for_progress: Callable[[], Awaitable[None]],
+        progress: Progress,
         settled: Callable[[], Awaitable[None]],
     ) -> None:
         self._runtime = runtime
@@ -66,7 +67,7 @@ class Merges:
         self._state = state
         self._adoptions = adoptions
         self._members = members
-        self._wait_for_progress = wait_for_progress
+        self._progress = progress
         self._settled = settled
         self._watch = MergeWatch(spec.points, wait_s_max=spec.wait_s_max)
         self.last: MergeReport | None = None
@@ -89,7 +90,7 @@ class Merges:
         self._merger.merge_now()
         with trio.move_on_after(timeout_s):
             while self.last is None or self.last.height < height:
-                await self._wait_for_progress()
+                await self._progress.wait()
             return self.last
         raise GossamerError(
             f"no merge was committed within {timeout_s:.0f} s",
@@ -103,7 +104,7 @@ class Merges:
             if self._watch.due(point, self._members(), trio.current_time()):
                 self._merger.due(point + 1)
             with trio.move_on_after(WATCH_S):
-                await self._wait_for_progress()
+                await self._progress.wait()
 
     async def _recover_anchor(self) -> None:
         """After a restart: hold the anchor of the last commit again, and be based on it if the checkpoint is not."""
@@ -118,13 +119,15 @@ class Merges:
 
     async def _report_adoptions(self) -> None:
         async for adoption in self._adoptions:
-            self._rounds.merge_committed(adoption.record.point)
             self.problem = ""
             if self._remembers(adoption.record_hash):
                 self.last = self._state.last_merge
             else:
                 await self._report(adoption)
             self.count += 1
+            # Last of all: a node whose run is finished may be stopped that moment.
+            self._rounds.merge_committed(adoption.record.point)
+            self._progress.made()
 
     async def _report(self, adoption: Adoption) -> None:
         self.last = await self._measure(adoption)

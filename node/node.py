@@ -32,6 +32,7 @@ from node.exchange import Exchanger
 from node.life import NodeState
 from node.merge_host import Adoption, NodeMergeHost
 from node.merges import Merges
+from node.progress import Progress
 from node.rounds import AwaitFinalMerge, Exchange, Finished, MemberProgress, Rounds, Train
 from node.runtime import Runtime
 from node.snapshots import Snapshots
@@ -83,7 +84,7 @@ class Node:
         self._stopping = trio.Event()
         adoptions_in, adoptions_out = trio.open_memory_channel[Adoption](16)
         self._exchanges_in, self._exchanges_out = trio.open_memory_channel[Exchange](1)
-        self._progress_made = trio.Event()
+        self._progress = Progress()
 
         transport, disk, rng = runtime.transport, runtime.disk, runtime.rng
         self.checkpoints = Checkpoints(disk)
@@ -187,7 +188,7 @@ class Node:
             state=state,
             adoptions=adoptions_out,
             members=self._progress_of_alive,
-            wait_for_progress=self._wait_for_progress,
+            progress=self._progress,
             settled=self._merge_settled,
         )
 
@@ -203,13 +204,17 @@ class Node:
         self._stopping.set()
 
     async def wait_finished(self) -> None:
-        """Return once all inner steps are taken and all scheduled merges are committed."""
+        """Return once all inner steps are taken and all scheduled merges are committed, measured and remembered."""
         while not isinstance(self.rounds.plan(), Finished):
-            await self._wait_for_progress()
+            await self._progress.wait()
 
     def current_problem(self) -> str:
         """What stands in the way now, for people; empty when nothing does."""
         return self.merger.problem or self.links.problem or self.merges.problem or self._problem
+
+    def _report_problem(self, text: str) -> None:
+        self._problem = text
+        log.warning("problem", text=text)
 
     async def run(self) -> None:
         """Live until ``stop`` is called. Cancelling instead skips the checkpoint and the goodbye."""
@@ -265,7 +270,7 @@ class Node:
         """The others are told of a merge taken over here, and it becomes durable."""
         self._problem = ""
         self._publish_heartbeat()
-        self._progressed()
+        self._progress.made()
         await self.checkpoint()
 
     async def _say_goodbye(self) -> None:
@@ -293,10 +298,10 @@ class Node:
                     slice_steps = await self._train_slice(min(slice_steps, steps_max))
                 case AwaitFinalMerge():
                     self.phase = "merging"
-                    await self._wait_for_progress()
+                    await self._progress.wait()
                 case Finished():
                     self.phase = "finished"
-                    await self._wait_for_progress()
+                    await self._progress.wait()
 
     async def _train_slice(self, steps: int) -> int:
         """Take ``steps`` inner steps; returns how many make the next slice about ``SLICE_S`` long."""
@@ -318,7 +323,7 @@ class Node:
             self._exchanges_in.send_nowait(due)
         if not isinstance(self.rounds.plan(), Train):
             self._publish_heartbeat()
-            self._progressed()
+            self._progress.made()
         return max(1, round(SLICE_S * steps / elapsed_s))
 
     async def _exchange(self) -> None:
@@ -350,7 +355,7 @@ class Node:
                     continue
                 self.members.heard(author, beat, trio.current_time())
                 self.merger.heads_changed(author, beat.head, beat.head_height, beat.head_participants)
-                self._progressed()
+                self._progress.made()
 
     async def _follow_connections(self, events: trio.MemoryReceiveChannel[PeerEvent]) -> None:
         async for event in events:
@@ -389,16 +394,3 @@ class Node:
             self.notices.body_of(peer, "heartbeat", Heartbeat) for peer in self._alive() if peer != self.local
         )
         return [own, *(MemberProgress(b.step, b.steps_total, b.steps_per_s) for b in beats if b is not None)]
-
-    # --- small things -----------------------------------------------------------------------------------------
-
-    def _report_problem(self, text: str) -> None:
-        self._problem = text
-        log.warning("problem", text=text)
-
-    def _progressed(self) -> None:
-        self._progress_made.set()
-        self._progress_made = trio.Event()
-
-    async def _wait_for_progress(self) -> None:
-        await self._progress_made.wait()

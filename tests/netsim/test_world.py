@@ -76,7 +76,8 @@ async def test_four_nodes_train_mix_and_end_with_equal_anchors(
 ) -> None:
     async with open_world(SPEC, corpus, machines=4, seed=1) as world:
         nodes = await world.start_all()
-        await until(lambda: finished(nodes) and all(node.merges.count == 2 for node in nodes), seconds=60)
+        await until(lambda: finished(nodes), seconds=60)
+        assert all(node.merges.count == 2 for node in nodes)
         assert len(anchors(nodes)) == 1
         assert all(node.exchanger.mixes > 5 for node in nodes)
         assert all(node.merges.last is not None and len(node.merges.last.contributors) == 4 for node in nodes)
