@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import trio
 
-from p2p.errors import GossamerError, PeerUnreachable
+from p2p.errors import GossamerError
 from p2p.transport import PeerRecord, ProtocolName, Transport
 
 HEADER = b"\x13/multistream/1.0.0\n"
 NOISE = HEADER + b"\x07/noise\n"
 GOSSAMER_PROTOCOLS = tuple(
-    ProtocolName(f"/gossamer/{name}/1") for name in ("hello", "sync", "shard", "merge")
+    ProtocolName(f"/gossamer/{name}/1") for name in ("hello", "sync", "shard", "snapshot", "merge")
 )
 FOREIGN_PROTOCOLS = tuple(
     ProtocolName(name)
@@ -99,11 +99,9 @@ async def throw(garbage: Garbage, victim: PeerRecord, attacker: Transport, *, pa
         await _pour(await trio.open_tcp_stream(host, int(port)), garbage.data, patience_s)
         return
     for protocol in GOSSAMER_PROTOCOLS + FOREIGN_PROTOCOLS:
+        await attacker.connect(victim)  # the victim may well have hung up on us, but it must be there
         try:
-            await attacker.connect(victim)  # the victim may well have hung up on us
             stream = await attacker.open_stream(victim.peer, protocol)
-        except PeerUnreachable:
-            raise
         except GossamerError:
             continue
         await _pour(stream, garbage.data, patience_s)
