@@ -7,7 +7,7 @@ shards with names.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 import trio
@@ -75,9 +75,17 @@ class MergeWork:
     """Pulls and sums for one node."""
 
     def __init__(
-        self, *, local: PeerId, host: MergeHost, fragments: int, replicas: int, limits: Limits
+        self,
+        *,
+        local: PeerId,
+        host: MergeHost,
+        fragments: int,
+        replicas: int,
+        limits: Limits,
+        note: Callable[[PeerId, str, str], None],
     ) -> None:
         self._local = local
+        self._note = note
         self._host = host
         self._fragments = fragments
         self._replicas = replicas
@@ -103,8 +111,14 @@ class MergeWork:
         missing: set[PeerId] = set()
 
         async def sum_one(fragment: int) -> None:
-            misshapen = [c for c in plan.contributors if c.inputs[fragment].size != own.inputs[fragment].size]
-            missing.update(PeerId(contribution.peer) for contribution in misshapen)
+            expected = own.inputs[fragment].size
+            misshapen = [c for c in plan.contributors if c.inputs[fragment].size != expected]
+            for contribution in misshapen:
+                missing.add(PeerId(contribution.peer))
+                size = contribution.inputs[fragment].size
+                self._note(
+                    PeerId(contribution.peer), "shape", f"an input of {size} bytes, expected {expected}"
+                )
             result = (
                 None if misshapen else await self._sum(fragment, plan.contributors, plan.timeout_s, missing)
             )

@@ -116,7 +116,7 @@ class Merger:
             note=note,
         )
         self._work = MergeWork(
-            local=self._local, host=host, fragments=fragments, replicas=replicas, limits=limits
+            local=self._local, host=host, fragments=fragments, replicas=replicas, limits=limits, note=note
         )
         self._member = MergeMember(
             chain=self._chain,

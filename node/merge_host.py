@@ -139,8 +139,9 @@ class NodeMergeHost:
                 except ValueError as error:
                     return peer, Refused("shape", str(error))
             # One's own values are the measure for others': the contributed ones, or for a mere checker the live ones.
+            # They are checked first, lest a broken node take everybody else for broken.
             own = decoded[self._local] if live is None else live
-            for peer, values in decoded.items():
+            for peer, values in sorted(decoded.items(), key=lambda item: item[0] != self._local):
                 if refused := check_peer_values(own, values, layout.fragment_spans(fragment)):
                     return peer, refused
             return weighted_average([(decoded[peer], weight) for peer, _, weight in arrived])

@@ -54,6 +54,8 @@ STOP_TIMEOUT_S = 8.0
 GOODBYE_S = 1.0
 SMOOTHING_STEPS = 20
 """The advertised loss is an exponential mean over about this many steps."""
+LOSS_TOLD_MAX = 1e9
+"""What a heartbeat can carry; a peer that sent more would be taken for hostile."""
 EXCHANGE_TIMEOUT_S = 30.0
 
 
@@ -166,7 +168,9 @@ class Node:
             ledger=self.ledger,
             limits=limits,
             rng=rng,
-            alive_peers=lambda: [peer for peer in self._alive() if peer != self.local],
+            alive_peers=lambda: [
+                peer for peer in self._alive() if peer != self.local and not self.ledger.banned(peer)
+            ],
             fetch_timeout_s=EXCHANGE_TIMEOUT_S,
             pacer=pull_pacer,
         )
@@ -312,7 +316,9 @@ class Node:
         # Waiting for others in the lane is part of what a step takes, and so of the advertised speed.
         elapsed_s = max(trio.current_time() - began_s, 1e-6)
         keep = math.exp(-steps / SMOOTHING_STEPS)
-        self.loss = report.loss if self.loss is None else keep * self.loss + (1 - keep) * report.loss
+        if math.isfinite(report.loss):
+            # One that overflowed has left the weights as they were; in the mean it would stay for ever.
+            self.loss = report.loss if self.loss is None else keep * self.loss + (1 - keep) * report.loss
         first = self.steps_per_s == 0.0
         self.steps_per_s = (
             steps / elapsed_s if first else keep * self.steps_per_s + (1 - keep) * steps / elapsed_s
@@ -375,7 +381,7 @@ class Node:
                 steps_total=self.rounds.steps_total,
                 steps_per_s=self.steps_per_s,
                 tokens=self.trainer.tokens,
-                loss=self.loss or 0.0,
+                loss=min(self.loss or 0.0, LOSS_TOLD_MAX),
                 head=self.merger.head,
                 head_height=self.merger.head_height,
                 head_participants=self.merger.head_participants,
