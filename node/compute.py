@@ -7,6 +7,7 @@ every timeout fire while it works).
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Literal, Protocol, TypeVar
 
@@ -15,6 +16,10 @@ import trio
 T = TypeVar("T")
 Lane = Literal["train", "side"]
 """``train`` is the one writer of live weights; ``side`` is everything else: encoding, mixing, hashing, sums."""
+
+THREAD_SWITCH_S = 0.0005
+"""How long a thread that wants the interpreter waits before the one that has it must let go. Training asks for it at
+every operation; by default it would wait 5 ms each time the event loop is busy with received bytes."""
 
 
 class Compute(Protocol):
@@ -28,6 +33,7 @@ class ThreadCompute:
     """Compute on worker threads: one per lane, so that training never waits for a mix and weights have one writer."""
 
     def __init__(self) -> None:
+        sys.setswitchinterval(THREAD_SWITCH_S)
         self._lanes = {"train": trio.CapacityLimiter(1), "side": trio.CapacityLimiter(1)}
 
     async def run(self, function: Callable[[], T], *, lane: Lane, cost_s: float) -> T:
