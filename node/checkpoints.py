@@ -1,4 +1,4 @@
-"""Checkpoints: the trainer's state on disk, in two generations, each named by its own hash.
+"""Checkpoints: the trainer's state on disk, in two generations, each named by its own hash, and when they are taken.
 
 Owns the ``checkpoints/`` folder of a run. A generation is one file, ``<step>-<BLAKE3 hex>.safetensors``: the
 name says what the bytes must hash to, so no manifest can disagree with them. A new generation is durable
@@ -12,12 +12,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import structlog
+import trio
 from blake3 import blake3
 
 from gossip.disk import Disk
+from node.compute import Compute
+from node.costs import Costs
+from training.trainer import Trainer
 
 FOLDER = "checkpoints"
 GENERATIONS = 2
+EVERY_S_MIN = 10.0
+SHARE_MAX = 0.02
+"""Checkpoints take at most this share of the time, so they come as often as the model's size allows."""
 
 log = structlog.get_logger()
 
@@ -65,6 +72,41 @@ class Checkpoints:
         """Paths, newest first; other files in the folder are not ours to touch."""
         paths = [path for path, _ in await self._disk.list(FOLDER) if _is_generation(path)]
         return sorted(paths, reverse=True)
+
+
+class Checkpointer:
+    """Takes a running trainer's checkpoints. Failing is a problem to show, not a reason to die."""
+
+    def __init__(self, checkpoints: Checkpoints, *, trainer: Trainer, compute: Compute, costs: Costs) -> None:
+        self._checkpoints = checkpoints
+        self._trainer = trainer
+        self._compute = compute
+        self._costs = costs
+        self.problem = ""
+        """Why the last attempt failed, for people; empty when it did not."""
+
+    async def run(self) -> None:
+        """Take one whenever there is something new, at intervals that its cost allows, until cancelled."""
+        pause_s = EVERY_S_MIN
+        while True:
+            await trio.sleep(pause_s)
+            if self._trainer.step != self._checkpoints.step:
+                began_s = trio.current_time()
+                await self.take()
+                pause_s = max(EVERY_S_MIN, (trio.current_time() - began_s) / SHARE_MAX)
+
+    async def take(self) -> None:
+        """Write the trainer's state to disk now."""
+        step, state = await self._compute.run(
+            lambda: (self._trainer.step, self._trainer.save()), lane="train", cost_s=self._costs.copy_s
+        )
+        try:
+            await self._checkpoints.save(step, state)
+        except OSError as error:
+            self.problem = f"checkpoint failed: {error.strerror}; free disk space, training goes on"
+            log.warning("problem", text=self.problem)
+        else:
+            self.problem = ""
 
 
 def _is_generation(path: str) -> bool:

@@ -27,7 +27,7 @@ from gossip.messages import Heartbeat
 from gossip.notices import NoticeTable
 from gossip.shard_transfer import Pacer, ShardFetcher, ShardServer
 from gossip.store import ShardStore
-from node.checkpoints import Checkpoints
+from node.checkpoints import Checkpointer, Checkpoints
 from node.exchange import Exchanger
 from node.life import NodeState
 from node.merge_host import Adoption, NodeMergeHost
@@ -47,9 +47,6 @@ log = structlog.get_logger()
 SLICE_S = 0.1
 """Inner steps run in slices of about this long, so that reads and writes of the weights wait no longer."""
 HEARTBEAT_S = 1.0
-CHECKPOINT_EVERY_S_MIN = 10.0
-CHECKPOINT_SHARE_MAX = 0.02
-"""Checkpoints take at most this share of the time, so they come as often as the model's size allows."""
 STOP_TIMEOUT_S = 8.0
 GOODBYE_S = 1.0
 SMOOTHING_STEPS = 20
@@ -90,6 +87,9 @@ class Node:
 
         transport, disk, rng = runtime.transport, runtime.disk, runtime.rng
         self.checkpoints = Checkpoints(disk)
+        self.checkpointer = Checkpointer(
+            self.checkpoints, trainer=trainer, compute=runtime.compute, costs=runtime.costs
+        )
         self.ledger = PeerLedger()
         pull_pacer = Pacer(download_bytes_per_s_max) if download_bytes_per_s_max else None
         serve_pacer = Pacer(upload_bytes_per_s_max) if upload_bytes_per_s_max else None
@@ -214,7 +214,8 @@ class Node:
 
     def current_problem(self) -> str:
         """What stands in the way now, for people; empty when nothing does."""
-        return self.merger.problem or self.links.problem or self.merges.problem or self._problem
+        parts = (self.merger, self.links, self.merges, self.checkpointer)
+        return next((part.problem for part in parts if part.problem), self._problem)
 
     def _report_problem(self, text: str) -> None:
         self._problem = text
@@ -235,12 +236,12 @@ class Node:
             nursery.start_soon(self._train)
             nursery.start_soon(self._exchange)
             nursery.start_soon(self.merges.run)
-            nursery.start_soon(self._checkpoint_regularly)
+            nursery.start_soon(self.checkpointer.run)
             await self._stopping.wait()
             self.phase = "stopping"
             with trio.move_on_after(STOP_TIMEOUT_S):
                 await self._say_goodbye()
-                await self.checkpoint()
+                await self.checkpointer.take()
             nursery.cancel_scope.cancel()
 
     # --- starting and stopping --------------------------------------------------------------------------------
@@ -260,36 +261,17 @@ class Node:
             self.rounds.merge_committed(self.merger.head_record.record.point)
         self._publish_heartbeat()
 
-    async def checkpoint(self) -> None:
-        """Write the trainer's state to disk now. Failing is a problem to show, not a reason to die."""
-        state = await self.runtime.compute.run(
-            self.trainer.save, lane="train", cost_s=self.runtime.costs.copy_s
-        )
-        try:
-            await self.checkpoints.save(self.trainer.step, state)
-        except OSError as error:
-            self._report_problem(f"checkpoint failed: {error.strerror}; free disk space, training goes on")
-
     async def _merge_settled(self) -> None:
         """The others are told of a merge taken over here, and it becomes durable."""
         self._problem = ""
         self._publish_heartbeat()
         self._progress.made()
-        await self.checkpoint()
+        await self.checkpointer.take()
 
     async def _say_goodbye(self) -> None:
         self._publish_heartbeat(leaving=True)
         with trio.move_on_after(GOODBYE_S):
             await self.anti_entropy.reconcile_with_all()
-
-    async def _checkpoint_regularly(self) -> None:
-        pause_s = CHECKPOINT_EVERY_S_MIN
-        while True:
-            await trio.sleep(pause_s)
-            if self.trainer.step != self.checkpoints.step:
-                began_s = trio.current_time()
-                await self.checkpoint()
-                pause_s = max(CHECKPOINT_EVERY_S_MIN, (trio.current_time() - began_s) / CHECKPOINT_SHARE_MAX)
 
     # --- training and exchanging ------------------------------------------------------------------------------
 
@@ -336,6 +318,7 @@ class Node:
         async for due in self._exchanges_out:
             try:
                 await self.exchanger.exchange(due)
+                self._problem = ""
             except (GossamerError, OSError) as error:
                 self._report_problem(f"exchange skipped: {error}")
             finally:

@@ -151,6 +151,19 @@ async def test_the_status_of_a_restarted_node_still_tells_all_of_its_last_merge(
         assert weights_hash(again.trainer.read()) == weights_hash(nodes[0].trainer.read())
 
 
+async def test_a_full_disk_is_told_until_a_checkpoint_fits_again(
+    autojump_clock: MockClock, corpus: Corpus
+) -> None:
+    async with open_world(SPEC, corpus, machines=1, seed=8) as world:
+        machine = world.machines[0]
+        node = await world.start(0)
+        machine.disk.capacity_bytes = 0
+        await until(lambda: "free disk space" in node.checkpointer.problem, seconds=30)
+        assert node.current_problem()
+        machine.disk.capacity_bytes = 1 << 30
+        await until(lambda: node.checkpoints.step > 0 and not node.current_problem(), seconds=60)
+
+
 async def test_a_late_node_takes_the_anchor_and_contributes_to_the_next_merge(
     autojump_clock: MockClock, corpus: Corpus
 ) -> None:
