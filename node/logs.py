@@ -64,7 +64,12 @@ def set_up_logging(config: NodeConfig, *, color: bool = True) -> LogSink:
     else:
         processors += [
             shorten_peer_ids,
-            structlog.dev.ConsoleRenderer(colors=color and sink.isatty(), timestamp_key="ts"),
+            # Plain tracebacks: the default prints every local variable, keys and weights included.
+            structlog.dev.ConsoleRenderer(
+                colors=color and sink.isatty(),
+                timestamp_key="ts",
+                exception_formatter=structlog.dev.plain_traceback,
+            ),
         ]
     structlog.configure(
         processors=processors,
@@ -96,4 +101,6 @@ def _shorten(value: object) -> object:
 
 class _ToStructlog(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        structlog.get_logger().log(record.levelno, record.getMessage(), logger=record.name)
+        structlog.get_logger().log(
+            record.levelno, record.getMessage(), logger=record.name, exc_info=record.exc_info
+        )

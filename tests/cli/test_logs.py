@@ -49,6 +49,25 @@ def test_the_level_holds_and_libraries_come_through(capsys: pytest.CaptureFixtur
     assert [(line["event"], line["logger"]) for line in lines] == [("disk is full", "some.library")]
 
 
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_a_failure_is_told_with_its_traceback_and_without_its_variables(
+    capsys: pytest.CaptureFixture[str], log_format: str
+) -> None:
+    set_up_logging(NodeConfig(log_format=log_format))
+
+    def fail(secret: str) -> None:
+        raise ValueError("too long" if len(secret) > 3 else "too short")
+
+    try:
+        fail(secret="".join(["open", "sesame"]))
+    except ValueError:
+        logging.getLogger("some.library").exception("the handler failed")
+    text = capsys.readouterr().err
+    for part in ("the handler failed", "Traceback (most recent call last)", "ValueError: too long"):
+        assert part in text
+    assert "opensesame" not in text
+
+
 def test_a_rotated_file_is_opened_anew(tmp_path: Path) -> None:
     file = tmp_path / "node.log"
     sink = set_up_logging(NodeConfig(log_format="json", log_file=file))
