@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import structlog
@@ -37,6 +38,18 @@ from training.wire import ELEMENT_BYTES, decode_values
 log = structlog.get_logger()
 
 
+BEGINNER_MIXES = 10
+"""After so many mixes our own weights are a measure for everybody's, whatever they say of themselves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Partner:
+    """A member to mix with. An ``elder`` says it has learned so much more that ours are no measure for its weights."""
+
+    peer: PeerId
+    elder: bool
+
+
 class Exchanger:
     """Carries out one exchange at a time for ``node.node``."""
 
@@ -52,7 +65,7 @@ class Exchanger:
         ledger: PeerLedger,
         limits: Limits,
         rng: random.Random,
-        alive_peers: Callable[[], list[PeerId]],
+        partners: Callable[[], list[Partner]],
         fetch_timeout_s: float,
         pacer: Pacer | None,
     ) -> None:
@@ -65,7 +78,7 @@ class Exchanger:
         self._ledger = ledger
         self._limits = limits
         self._rng = rng
-        self._alive_peers = alive_peers
+        self._partners = partners
         self._fetch_timeout_s = fetch_timeout_s
         self._pacer = pacer
         self._weights_epoch = 0
@@ -81,13 +94,13 @@ class Exchanger:
         """Pull the fragment from ``spec.peers`` random members and mix; failures are counted, logged, never raised."""
         rule, epoch = self._spec.rule, self._weights_epoch
         assert rule != "none", "a run without exchanges never asks for one"
-        peers = self._alive_peers()
-        if not peers:
+        partners = self._partners()
+        if not partners:
             return
         own = await self._compute.run(
             partial(self._trainer.read, due.fragment), lane="train", cost_s=self._costs.copy_s
         )
-        chosen = self._rng.sample(peers, min(self._spec.peers, len(peers)))
+        chosen = self._rng.sample(partners, min(self._spec.peers, len(partners)))
         pulled = await self._pull(chosen, due.fragment, own)
         if not pulled:
             self.mixes_failed += 1
@@ -118,6 +131,7 @@ class Exchanger:
             step=due.step,
             fragment=due.fragment,
             peers=self.last_mix.peers,
+            steps_late=self._trainer.step - due.step,
             variance_ratio=round(result.variance_ratio_before, 4),
         )
 
@@ -129,18 +143,19 @@ class Exchanger:
         return True
 
     async def _pull(
-        self, peers: list[PeerId], fragment: int, own: torch.Tensor
+        self, partners: list[Partner], fragment: int, own: torch.Tensor
     ) -> list[tuple[PeerId, torch.Tensor]]:
-        """The fragment from each of ``peers`` that serves it and passes the checks; by ascending peer."""
+        """The fragment from each of ``partners`` that serves it and passes the checks; by ascending peer."""
         pulled: list[tuple[PeerId, torch.Tensor]] = []
         async with trio.open_nursery() as nursery:
-            for peer in peers:
-                nursery.start_soon(self._pull_one, peer, fragment, own, pulled)
+            for partner in partners:
+                nursery.start_soon(self._pull_one, partner, fragment, own, pulled)
         return sorted(pulled, key=lambda item: item[0])
 
     async def _pull_one(
-        self, peer: PeerId, fragment: int, own: torch.Tensor, pulled: list[tuple[PeerId, torch.Tensor]]
+        self, partner: Partner, fragment: int, own: torch.Tensor, pulled: list[tuple[PeerId, torch.Tensor]]
     ) -> None:
+        peer = partner.peer
         try:
             data = await self._fetch(peer, fragment, own.numel() * ELEMENT_BYTES[self._spec.wire])
         except (TransportError, FetchFailed) as error:
@@ -152,13 +167,14 @@ class Exchanger:
         if data is None:
             return
         spans = self._trainer.layout.fragment_spans(fragment)
+        beginner = partner.elder and self.mixes < BEGINNER_MIXES
 
         def check() -> torch.Tensor | Refused:
             try:
                 values = decode_values(data, own.numel(), self._spec.wire)
             except ValueError as error:
                 return Refused("shape", str(error))
-            return check_peer_values(own, values, spans) or values
+            return check_peer_values(own, values, spans, beginner=beginner) or values
 
         checked = await self._compute.run(check, lane="side", cost_s=self._costs.copy_s)
         if isinstance(checked, Refused):

@@ -28,7 +28,7 @@ from gossip.notices import NoticeTable
 from gossip.shard_transfer import Pacer, ShardFetcher, ShardServer
 from gossip.store import ShardStore
 from node.checkpoints import Checkpointer, Checkpoints
-from node.exchange import Exchanger
+from node.exchange import Exchanger, Partner
 from node.life import NodeState
 from node.merge_host import Adoption, NodeMergeHost
 from node.merges import Merges
@@ -54,6 +54,8 @@ SMOOTHING_STEPS = 20
 LOSS_TOLD_MAX = 1e9
 """What a heartbeat can carry; a peer that sent more would be taken for hostile."""
 EXCHANGE_TIMEOUT_S = 30.0
+BEGINNER_TOKENS_SHARE = 0.1
+"""Who has trained on less than this share of another's tokens mixes with it, and not the other way round."""
 
 
 class Node:
@@ -168,9 +170,7 @@ class Node:
             ledger=self.ledger,
             limits=limits,
             rng=rng,
-            alive_peers=lambda: [
-                peer for peer in self._alive() if peer != self.local and not self.ledger.banned(peer)
-            ],
+            partners=self._partners,
             fetch_timeout_s=EXCHANGE_TIMEOUT_S,
             pacer=pull_pacer,
         )
@@ -329,6 +329,17 @@ class Node:
     def _alive(self) -> list[PeerId]:
         return sorted({self.local, *self.members.alive(trio.current_time())})
 
+    def _partners(self) -> list[Partner]:
+        """Who may be mixed with: alive, not banned, and no beginner, whose weights would undo what was learned here."""
+        others = [peer for peer in self._alive() if peer != self.local and not self.ledger.banned(peer)]
+        beats = [(peer, self._heartbeat_of(peer)) for peer in others]
+        tokens, share = self.trainer.tokens, BEGINNER_TOKENS_SHARE
+        return [
+            Partner(peer, elder=tokens < share * beat.tokens)
+            for peer, beat in beats
+            if beat is not None and beat.tokens >= share * tokens
+        ]
+
     def _unheard_s(self, peer: PeerId) -> float:
         return self.members.unheard_s(peer, trio.current_time())
 
@@ -338,13 +349,16 @@ class Node:
             async for author, kind in changes:
                 if kind != "heartbeat" or author == self.local:
                     continue
-                beat = self.notices.body_of(author, "heartbeat", Heartbeat)
+                beat = self._heartbeat_of(author)
                 if beat is None:
                     self.members.forget(author)
                     continue
                 self.members.heard(author, beat, trio.current_time())
                 self.merger.heads_changed(author, beat.head, beat.head_height, beat.head_participants)
                 self._progress.made()
+
+    def _heartbeat_of(self, peer: PeerId) -> Heartbeat | None:
+        return self.notices.body_of(peer, "heartbeat", Heartbeat)
 
     async def _follow_connections(self, events: trio.MemoryReceiveChannel[PeerEvent]) -> None:
         async for event in events:
@@ -379,7 +393,5 @@ class Node:
 
     def _progress_of_alive(self) -> list[MemberProgress]:
         own = MemberProgress(self.trainer.step, self.rounds.steps_total, self.steps_per_s)
-        beats = (
-            self.notices.body_of(peer, "heartbeat", Heartbeat) for peer in self._alive() if peer != self.local
-        )
+        beats = (self._heartbeat_of(peer) for peer in self._alive() if peer != self.local)
         return [own, *(MemberProgress(b.step, b.steps_total, b.steps_per_s) for b in beats if b is not None)]

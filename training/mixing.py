@@ -36,6 +36,9 @@ EXCESS_MAX = 10.0
 RMS_FLOOR = 1e-3
 """Tensors of our own that are smaller than this on average (a fresh bias) are compared as if they were this large."""
 
+BEGINNER_RMS_FLOOR = 3.0
+"""The same for a beginner, whose initial weights are no measure: well above what trained weights come to."""
+
 CHUNK = 1 << 16
 """Elements measured at a time: small enough for a processor's cache and for exact fp32 partial sums."""
 
@@ -101,12 +104,16 @@ def mix(
     return MixResult(values, ratio_before / measured, ratio_after / measured, gain_max)
 
 
-def check_peer_values(own: Tensor, theirs: Tensor, spans: Sequence[TensorSpan]) -> Refused | None:
+def check_peer_values(
+    own: Tensor, theirs: Tensor, spans: Sequence[TensorSpan], *, beginner: bool = False
+) -> Refused | None:
     """None when ``theirs`` may be mixed with ``own``; otherwise what is wrong with it.
 
     Refuses another shape, any non-finite element, a fragment whose norm, and a tensor whose norm or variance, is more
-    than 10 times one's own. The variance of normalisation tensors is not compared: they start constant.
+    than 10 times one's own. The variance of normalisation tensors is not compared: they start constant. ``beginner``:
+    own weights that have hardly been trained are compared as if they had.
     """
+    floor_square = (BEGINNER_RMS_FLOOR if beginner else RMS_FLOOR) ** 2
     if theirs.shape != own.shape:
         return Refused("shape", f"{tuple(theirs.shape)} values, expected {tuple(own.shape)}")
     if not bool(torch.isfinite(theirs).all()):
@@ -118,11 +125,11 @@ def check_peer_values(own: Tensor, theirs: Tensor, spans: Sequence[TensorSpan]) 
         peer = _moments(theirs[span.start : span.stop])
         mine_square, peer_square = mine.variance + mine.mean**2, peer.variance + peer.mean**2
         # Written so that an overflow to infinity or NaN is refused too.
-        if not peer_square <= EXCESS_MAX**2 * max(mine_square, RMS_FLOOR**2):
+        if not peer_square <= EXCESS_MAX**2 * max(mine_square, floor_square):
             return Refused("norm", f"the norm of {span.name} is more than {EXCESS_MAX:g} times ours")
-        if span.kind != "norm" and not peer.variance <= EXCESS_MAX * max(mine.variance, RMS_FLOOR**2):
+        if span.kind != "norm" and not peer.variance <= EXCESS_MAX * max(mine.variance, floor_square):
             return Refused("variance", f"the variance of {span.name} is more than {EXCESS_MAX:g} times ours")
-        own_square_sum += size * max(mine_square, RMS_FLOOR**2)
+        own_square_sum += size * max(mine_square, floor_square)
         their_square_sum += size * peer_square
     if not their_square_sum <= EXCESS_MAX**2 * own_square_sum:
         return Refused("norm", f"the fragment's norm is more than {EXCESS_MAX:g} times ours")

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 from trio.testing import MockClock
@@ -177,6 +178,25 @@ async def test_a_late_node_takes_the_anchor_and_contributes_to_the_next_merge(
         assert anchors([late]) == anchors(nodes)
         await until(lambda: finished([*nodes, late]), seconds=120)
         assert len(anchors([*nodes, late])) == 1
+
+
+async def test_a_beginner_learns_from_its_elders_and_not_they_from_it(
+    autojump_clock: MockClock, corpus: Corpus
+) -> None:
+    spec = msgspec.structs.replace(
+        SPEC,
+        train=msgspec.structs.replace(SPEC.train, steps=4000),
+        merge=msgspec.structs.replace(SPEC.merge, points=(1.0,)),
+    )
+    async with open_world(spec, corpus, machines=2, seed=5) as world:
+        elder = await world.start(0)
+        await until(lambda: elder.trainer.step >= 2000, seconds=90)
+        beginner = await world.start(1, bootstrap=0)
+        await until(lambda: beginner.exchanger.mixes > 0, seconds=20)
+        assert beginner.trainer.step < 0.1 * elder.trainer.step
+        assert elder.exchanger.mixes == 0
+        await until(lambda: elder.exchanger.mixes > 0, seconds=60)
+        assert beginner.trainer.step >= 0.1 * elder.trainer.step
 
 
 REPLAY = """

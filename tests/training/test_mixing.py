@@ -164,3 +164,12 @@ def test_tensors_that_start_at_zero_or_constant_do_not_refuse_a_model_that_has_b
     fresh[600:620], fresh[620:640] = 0.0, 1.0
     trained[600:620] = 1e-3
     assert refused(trained, own=fresh) is None
+
+
+def test_a_beginner_takes_trained_weights_but_nothing_hugely_scaled() -> None:
+    trained = model(2, scale=0.5)
+    assert refused(trained) in ("norm", "variance")
+    assert check_peer_values(model(0), trained, SPANS, beginner=True) is None
+    for scale in (100.0, 1e30):
+        result = check_peer_values(model(0), model(2, scale=scale), SPANS, beginner=True)
+        assert isinstance(result, Refused)
