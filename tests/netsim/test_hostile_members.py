@@ -139,7 +139,10 @@ async def mallory(
         async def say() -> None:
             while True:
                 table.publish(
-                    "heartbeat", heartbeat(**({"addresses": list(host.local.addresses), "step": 100} | beat))
+                    "heartbeat",
+                    heartbeat(
+                        **({"addresses": list(host.local.addresses), "step": 100, "tokens": 3200} | beat)
+                    ),
                 )
                 await trio.sleep(HEARTBEAT_S)
 
