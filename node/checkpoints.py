@@ -1,14 +1,16 @@
 """Checkpoints: the trainer's state on disk, in two generations, each named by its own hash, and when they are taken.
 
-Owns the ``checkpoints/`` folder of a run. A generation is one file, ``<step>-<BLAKE3 hex>.safetensors``: the
-name says what the bytes must hash to, so no manifest can disagree with them. A new generation is durable
-before the oldest is deleted; loading takes the newest whose bytes match their name and falls back one.
+Owns the ``checkpoints/`` folder of a run. A generation is one file, ``<serial>-<step>-<BLAKE3 hex>.safetensors``: the
+name says what the bytes must hash to, so no manifest can disagree with them. The serial number tells which is newer:
+a step does not, because a merge changes the weights between two steps. A new generation is durable before the
+oldest is deleted; loading takes the newest whose bytes match their name and falls back one.
 
 Relies on: Disk.write_atomic (old bytes or new, never a mix). Never looks inside the state.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import structlog
@@ -25,6 +27,8 @@ GENERATIONS = 2
 EVERY_S_MIN = 10.0
 SHARE_MAX = 0.02
 """Checkpoints take at most this share of the time, so they come as often as the model's size allows."""
+
+NAME = re.compile(r"([0-9]{12,})-([0-9]+)-([0-9a-f]{64})\.safetensors")
 
 log = structlog.get_logger()
 
@@ -47,7 +51,9 @@ class Checkpoints:
 
     async def save(self, step: int, state: bytes) -> None:
         """Make ``state`` the newest generation; durable on return. Raises OSError, the older ones intact."""
-        path = f"{FOLDER}/{step:012d}-{blake3(state).hexdigest()}.safetensors"
+        newest = next(iter(await self._generations()), None)
+        serial = 1 + (_parse(newest)[0] if newest is not None else 0)
+        path = f"{FOLDER}/{serial:012d}-{step}-{blake3(state).hexdigest()}.safetensors"
         await self._disk.write_atomic(path, state)
         self.step = step
         for old in (await self._generations())[GENERATIONS:]:
@@ -56,7 +62,7 @@ class Checkpoints:
     async def load(self) -> Checkpoint | None:
         """The newest generation whose bytes are whole, or None. Damaged ones are logged and left for inspection."""
         for path in await self._generations():
-            step, named_hash = _parse(path)
+            _, step, named_hash = _parse(path)
             try:
                 state = await self._disk.read(path)
             except OSError as error:
@@ -110,11 +116,11 @@ class Checkpointer:
 
 
 def _is_generation(path: str) -> bool:
-    stem, _, suffix = path.rsplit("/", 1)[-1].rpartition(".")
-    step, _, digest = stem.partition("-")
-    return suffix == "safetensors" and step.isdigit() and len(digest) == 64
+    return NAME.fullmatch(path.rsplit("/", 1)[-1]) is not None
 
 
-def _parse(path: str) -> tuple[int, str]:
-    step, _, digest = path.rsplit("/", 1)[-1].removesuffix(".safetensors").partition("-")
-    return int(step), digest
+def _parse(path: str) -> tuple[int, int, str]:
+    """Serial number, step and hash."""
+    name = NAME.fullmatch(path.rsplit("/", 1)[-1])
+    assert name is not None, "only generations are parsed"
+    return int(name[1]), int(name[2]), name[3]

@@ -1,7 +1,7 @@
 """The background exchange: ask peers for a snapshot of one fragment, pull it, mix it with one's own of the same moment.
 
-Owns the order of an exchange and the checks on what peers serve. Never stops training: weights are read and changed
-only by short calls in the ``train`` lane, and the result is blended with the progress made meanwhile,
+Owns the order of an exchange and the checks on what peers serve. Never stops training: weights are changed only by a
+short call in the ``train`` lane, and the result is blended with the progress made meanwhile,
 ``live <- live + (mixed - own snapshot)``. Nothing of a failed exchange is applied.
 
 Relies on: ``node.snapshots`` at the other side, the shard fetcher (bytes match their hash), ``training.mixing``
@@ -86,8 +86,11 @@ class Exchanger:
         self.mixes_failed = 0
         self.last_mix: MixReport | None = None
 
-    def weights_replaced(self) -> None:
-        """The live weights were re-based (a merge was adopted): a mix begun before no longer applies to them."""
+    def void_mixes(self) -> None:
+        """Have a mix under way come to nothing: the weights it began with were contributed to a merge, or re-based.
+
+        To be called in the ``train`` lane.
+        """
         self._weights_epoch += 1
 
     async def exchange(self, due: Exchange) -> None:
@@ -98,7 +101,7 @@ class Exchanger:
         if not partners:
             return
         own = await self._compute.run(
-            partial(self._trainer.read, due.fragment), lane="train", cost_s=self._costs.copy_s
+            partial(self._trainer.read, due.fragment), lane="side", cost_s=self._costs.copy_s
         )
         chosen = self._rng.sample(partners, min(self._spec.peers, len(partners)))
         pulled = await self._pull(chosen, due.fragment, own)

@@ -69,7 +69,7 @@ class NodeMergeHost:
         ledger: PeerLedger,
         alive: Callable[[], Sequence[PeerId]],
         unheard_s: Callable[[PeerId], float],
-        weights_replaced: Callable[[], None],
+        void_mixes: Callable[[], None],
         adopted: Callable[[Adoption], None],
         tokens_at_anchor: int,
     ) -> None:
@@ -82,7 +82,7 @@ class NodeMergeHost:
         self._ledger = ledger
         self._alive = alive
         self._unheard_s = unheard_s
-        self._weights_replaced = weights_replaced
+        self._void_mixes = void_mixes
         self._adopted = adopted
         self._contributions: dict[bytes, Contribution] = {}
         self._pinned_results: deque[str] = deque()
@@ -102,7 +102,7 @@ class NodeMergeHost:
         """This node's input to the merge after ``parent``: the live weights as of now, the same for every attempt."""
         if parent in self._contributions:
             return self._contributions[parent]
-        values = await self._live()
+        values = await self._compute.run(self._pledge, lane="train", cost_s=self._costs.copy_s)
         tokens = self._trainer.tokens
         inputs = [
             await self._store.put(
@@ -128,7 +128,11 @@ class NodeMergeHost:
         Raises InputRefused naming the contributor whose values are not finite or out of all proportion.
         """
         layout = self._trainer.layout
-        live = await self._live(fragment) if all(peer != self._local for peer, _, _ in inputs) else None
+        live = None
+        if all(peer != self._local for peer, _, _ in inputs):
+            live = await self._compute.run(
+                partial(self._trainer.read, fragment), lane="train", cost_s=self._costs.copy_s
+            )
         arrived = [(peer, await self._store.get(ref), weight) for peer, ref, weight in inputs]
 
         def average() -> torch.Tensor | tuple[PeerId, Refused]:
@@ -207,7 +211,7 @@ class NodeMergeHost:
         # A node whose weights are not in the average has no progress relative to it: it starts from the anchor.
         live = self._trainer.read()
         self._trainer.write(anchor if contribution is None else anchor + (live - contribution))
-        self._weights_replaced()
+        self._void_mixes()
 
     async def _assemble(self, refs: Sequence[ShardRef]) -> torch.Tensor:
         """The flat vector whose fragments are ``refs``. Raises GossamerError unless all are held, whole and finite."""
@@ -226,10 +230,10 @@ class NodeMergeHost:
             raise GossamerError("a merge with weights that are not finite", why="they would ruin the model")
         return values
 
-    async def _live(self, fragment: int | None = None) -> torch.Tensor:
-        return await self._compute.run(
-            partial(self._trainer.read, fragment), lane="train", cost_s=self._costs.copy_s
-        )
+    def _pledge(self) -> torch.Tensor:
+        # A mix under way would come on top of the merge, which averages the same weights.
+        self._void_mixes()
+        return self._trainer.read()
 
     async def _encode(self, values: torch.Tensor) -> bytes:
         return await self._compute.run(

@@ -132,7 +132,7 @@ class Node:
             ledger=self.ledger,
             alive=self._alive,
             unheard_s=self._unheard_s,
-            weights_replaced=lambda: self.exchanger.weights_replaced(),
+            void_mixes=lambda: self.exchanger.void_mixes(),
             adopted=adoptions_in.send_nowait,
             tokens_at_anchor=state.tokens_at_anchor,
         )

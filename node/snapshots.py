@@ -7,14 +7,13 @@ one of each fragment kept for it, and a bounded number of each is kept in all. N
 A snapshot is taken on request and not on a schedule because its age is lost progress: mixing pulls a node half-way
 back to where the other was when its snapshot was taken (figures in docs/LOG.md).
 
-Relies on: the ``train`` lane, where the weights are read; the shard store, which keeps what is pinned.
+Relies on: the shard store, which keeps what is pinned.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from functools import partial
 
 import trio
 
@@ -109,12 +108,12 @@ class Snapshots:
     async def _take(self, fragment: int) -> _Kept:
         """A snapshot of the live weights as they are now."""
         began_s = trio.current_time()
-        values = await self._compute.run(
-            partial(self._trainer.read, fragment), lane="train", cost_s=self._costs.copy_s
-        )
-        read_s = trio.current_time()
+        # Not in the ``train`` lane: there it would wait for the end of the inner step, and lose the asker as much
+        # time. What is read in the middle of an optimizer step is for each element from before or after it.
         data = await self._compute.run(
-            lambda: encode_values(values, self._wire), lane="side", cost_s=self._costs.copy_s
+            lambda: encode_values(self._trainer.read(fragment), self._wire),
+            lane="side",
+            cost_s=self._costs.copy_s,
         )
         self.taken += 1
         owner = f"snapshot/{self.taken}"
@@ -123,4 +122,4 @@ class Snapshots:
         except StoreFull as error:
             raise CallRefused("full", error.what) from error
         took_s = trio.current_time() - began_s
-        return _Kept(shard, owner, read_s + max(SHARED_S, took_s / TIME_SHARE_MAX))
+        return _Kept(shard, owner, began_s + max(SHARED_S, took_s / TIME_SHARE_MAX))

@@ -65,6 +65,19 @@ async def test_two_generations_are_kept(disk: LocalDisk) -> None:
     assert len(await disk.list(FOLDER)) == 2
 
 
+@pytest.mark.parametrize(
+    "states", [(b"before the merge", b"after the merge"), (b"after the merge", b"before the merge")]
+)
+async def test_of_two_generations_at_one_step_the_later_counts(
+    disk: LocalDisk, states: tuple[bytes, bytes]
+) -> None:
+    for state in states:
+        await Checkpoints(disk).save(10, state)
+    found = await Checkpoints(disk).load()
+    assert found is not None
+    assert found.state == states[1]
+
+
 async def test_a_damaged_newest_generation_falls_back_one(disk: LocalDisk, tmp_path: Path) -> None:
     checkpoints = Checkpoints(disk)
     await checkpoints.save(10, b"good")
@@ -78,7 +91,7 @@ async def test_a_damaged_newest_generation_falls_back_one(disk: LocalDisk, tmp_p
 
 async def test_a_half_written_generation_never_counts(disk: LocalDisk, tmp_path: Path) -> None:
     await Checkpoints(disk).save(10, b"good")
-    (tmp_path / "home" / FOLDER / "000000000020-abc.safetensors.part").write_bytes(b"torn")
+    (tmp_path / "home" / FOLDER / "000000000002-20-abc.safetensors.part").write_bytes(b"torn")
     (tmp_path / "home" / FOLDER / "notes.txt").write_text("mine")
     found = await Checkpoints(disk).load()
     assert found is not None
