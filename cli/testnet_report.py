@@ -108,11 +108,11 @@ def check_weights(report: Report) -> None:
 def report_view(report: Report) -> RenderableType:
     """The final table, the verdict under it, and the sample."""
     parts: list[RenderableType] = [Text(), _losses_table(report), Text()]
-    count = sum(node.weights_hash == report.weights_hash for node in report.nodes)
+    holders = sum(node.weights_hash == report.weights_hash for node in report.nodes)
+    averaged = sum(node.contributed for node in report.nodes)
     if report.weights_agree:
-        parts.append(
-            Text.from_markup(f"[green]{count} of {len(report.nodes)} nodes hold the same weights[/]")
-        )
+        verdict = f"{holders} of {len(report.nodes)} nodes hold the same weights, the average of {averaged}"
+        parts.append(Text(verdict, style="green"))
     else:
         parts.append(Text("THE NODES HOLD DIFFERENT WEIGHTS", style="bold red"))
     facts = [

@@ -55,6 +55,7 @@ class Merges:
         state: NodeState,
         adoptions: trio.MemoryReceiveChannel[Adoption],
         members: Callable[[], list[MemberProgress]],
+        others_known: Callable[[], bool],
         progress: Progress,
         settled: Callable[[], Awaitable[None]],
     ) -> None:
@@ -67,6 +68,7 @@ class Merges:
         self._state = state
         self._adoptions = adoptions
         self._members = members
+        self._others_known = others_known
         self._progress = progress
         self._settled = settled
         self._watch = MergeWatch(spec.points, wait_s_max=spec.wait_s_max)
@@ -101,7 +103,9 @@ class Merges:
     async def _ask_when_due(self) -> None:
         while True:
             point = self._rounds.points_passed
-            if self._watch.due(point, self._members(), trio.current_time()):
+            if self._watch.due(
+                point, self._members(), trio.current_time(), others_known=self._others_known()
+            ):
                 self._merger.due(point + 1)
             with trio.move_on_after(WATCH_S):
                 await self._progress.wait()

@@ -192,6 +192,7 @@ class Node:
             state=state,
             adoptions=adoptions_out,
             members=self._progress_of_alive,
+            others_known=lambda: len(self.book) > 0,
             progress=self._progress,
             settled=self._merge_settled,
         )

@@ -120,7 +120,8 @@ class MergeWatch:
 
     A point is due once every alive member has reached it. Before that, once half have, the rest are waited for as
     long as their own advertised speed says they need (with half as much again and a floor), never longer than
-    ``wait_s_max``; and ``wait_s_max`` after the first member reached it, whoever is there merges.
+    ``wait_s_max``; and ``wait_s_max`` after the first member reached it, whoever is there merges. A node that knows of
+    others but sees none alive waits as long: it may only just have started, or be cut off.
     """
 
     FLOOR_S = 2.0
@@ -133,7 +134,9 @@ class MergeWatch:
         self._first_reached_s: float | None = None
         self._deadline_s: float | None = None
 
-    def due(self, points_passed: int, members: Sequence[MemberProgress], now_s: float) -> bool:
+    def due(
+        self, points_passed: int, members: Sequence[MemberProgress], now_s: float, *, others_known: bool
+    ) -> bool:
         """Whether the point after ``points_passed`` is due at ``now_s``, given the alive members, own included."""
         if points_passed >= len(self._points):
             return False
@@ -143,11 +146,12 @@ class MergeWatch:
         missing = [member for member in members if not member.reached(point)]
         if len(missing) == len(members):
             return False
-        if not missing:
+        waits_for_others = others_known and len(members) == 1
+        if not missing and not waits_for_others:
             return True
         if self._first_reached_s is None:
             self._first_reached_s = now_s
-        if self._deadline_s is None and 2 * len(missing) <= len(members):
+        if self._deadline_s is None and 0 < 2 * len(missing) <= len(members):
             self._deadline_s = now_s + self._patience_s(missing, point)
         cap_s = self._first_reached_s + self._wait_s_max
         return now_s >= min(cap_s, self._deadline_s if self._deadline_s is not None else cap_s)

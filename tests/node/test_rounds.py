@@ -68,33 +68,43 @@ def watch() -> MergeWatch:
 
 
 def test_due_at_once_when_everybody_is_there(watch: MergeWatch) -> None:
-    assert not watch.due(0, progress(49, 49), 0.0)
-    assert watch.due(0, progress(50, 51), 0.1)
-    assert not watch.due(2, progress(100, 100), 0.2)
+    assert not watch.due(0, progress(49, 49), 0.0, others_known=False)
+    assert watch.due(0, progress(50, 51), 0.1, others_known=False)
+    assert not watch.due(2, progress(100, 100), 0.2, others_known=False)
 
 
 def test_half_the_swarm_waits_for_the_rest_as_long_as_their_speed_says(watch: MergeWatch) -> None:
     late = progress(50, 50, 50, 10)  # the last needs 4 s at 10 steps/s: patience is 2 + 1.5 * 4 = 8 s
-    assert not watch.due(0, late, 100.0)
-    assert not watch.due(0, late, 107.9)
-    assert watch.due(0, late, 108.0)
+    assert not watch.due(0, late, 100.0, others_known=False)
+    assert not watch.due(0, late, 107.9, others_known=False)
+    assert watch.due(0, late, 108.0, others_known=False)
 
 
 def test_one_early_member_waits_for_half_but_not_for_ever(watch: MergeWatch) -> None:
     early = progress(50, 10, 10, 10)
-    assert not watch.due(0, early, 100.0)
-    assert not watch.due(0, early, 129.9)
-    assert watch.due(0, early, 130.0)
+    assert not watch.due(0, early, 100.0, others_known=False)
+    assert not watch.due(0, early, 129.9, others_known=False)
+    assert watch.due(0, early, 130.0, others_known=False)
 
 
 def test_members_of_unknown_speed_are_waited_for_up_to_the_cap(watch: MergeWatch) -> None:
     stuck = [*progress(50, 50), MemberProgress(0, 100, 0.0)]
-    assert not watch.due(0, stuck, 0.0)
-    assert not watch.due(0, stuck, 29.9)
-    assert watch.due(0, stuck, 30.0)
+    assert not watch.due(0, stuck, 0.0, others_known=False)
+    assert not watch.due(0, stuck, 29.9, others_known=False)
+    assert watch.due(0, stuck, 30.0, others_known=False)
 
 
 def test_a_new_point_starts_a_new_wait(watch: MergeWatch) -> None:
-    assert not watch.due(0, progress(50, 10), 0.0)
-    assert not watch.due(1, progress(100, 10), 30.0)
-    assert watch.due(1, progress(100, 10), 60.0)
+    assert not watch.due(0, progress(50, 10), 0.0, others_known=False)
+    assert not watch.due(1, progress(100, 10), 30.0, others_known=False)
+    assert watch.due(1, progress(100, 10), 60.0, others_known=False)
+
+
+def test_a_node_that_sees_nobody_it_knows_of_waits_before_it_merges_alone(watch: MergeWatch) -> None:
+    alone = progress(100)
+    assert not watch.due(0, alone, 10.0, others_known=True)
+    assert not watch.due(0, alone, 39.9, others_known=True)
+    assert watch.due(0, alone, 40.0, others_known=True)
+    assert watch.due(1, alone, 40.1, others_known=False)
+    assert not watch.due(1, alone, 40.2, others_known=True)
+    assert watch.due(1, progress(100, 100), 40.3, others_known=True)
