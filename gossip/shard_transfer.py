@@ -34,6 +34,7 @@ from gossip.store import ShardMissing, ShardStore, chunk_count, chunk_size, ref_
 from p2p.errors import GossamerError, MalformedMessage, StreamBroken, TransportError
 from p2p.frames import receive_message, send_message
 from p2p.limits import Limits
+from p2p.patience import renew
 from p2p.transport import PeerId, Transport
 
 HOLDERS_AT_ONCE_MAX = 4
@@ -343,7 +344,7 @@ class _Pull:
             elif reply.size != size:
                 raise _HolderFailed("malformed", f"{reply.size} bytes for a chunk of {size}")
             while missing:
-                scope.deadline = min(latest_s, trio.current_time() + self._limits.chunk_stall_s)
+                renew(scope, self._limits.chunk_stall_s, latest_s=latest_s)
                 piece = bytes(await stream.receive_some(missing))
                 if not piece:
                     raise StreamBroken(f"the stream ended {missing} bytes early")

@@ -16,6 +16,8 @@ from typing import Protocol
 
 import trio
 
+from p2p.patience import renew
+
 FRAME_PAYLOAD_BYTES = 65_507
 """Payload bytes of a full frame: with the 12-byte yamux header it fills one Noise message exactly (65,519)."""
 
@@ -105,7 +107,7 @@ class FlowStream(trio.abc.HalfCloseableStream):
                     self._meter.bytes_sent += size
                     self._sink.send_data(self, view[:size])
                     view = view[size:]
-                    patience.deadline = trio.current_time() + self._timeout_s
+                    renew(patience, self._timeout_s)
             if patience.cancelled_caught:
                 self.reset(f"the peer took no data for {self._timeout_s:g} s")
                 self._check_open()

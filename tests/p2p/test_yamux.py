@@ -221,7 +221,7 @@ async def test_a_socket_that_takes_nothing_holds_the_senders_and_bounds_the_queu
         for _ in range(4):
             senders.start_soon(send)
         await trio.testing.wait_all_tasks_blocked()
-        assert session._data_frames == DATA_FRAMES_QUEUED
+        assert 0 < session._data_frames <= DATA_FRAMES_QUEUED
     assert trio.current_time() - started <= LIMITS.stream_timeout_s
     await ours.aclose()
 
