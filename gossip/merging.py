@@ -39,6 +39,7 @@ from gossip.messages import (
     MergeRequest,
     Message,
 )
+from gossip.progress import Progress
 from p2p.errors import GossamerError
 from p2p.identity import Signer
 from p2p.limits import Limits
@@ -132,7 +133,7 @@ class Merger:
             extend=self._extend,
             note=note,
         )
-        self._changed = _Signal()
+        self._changed = Progress()
         self._attempt = trio.CancelScope()
         """The attempt under way, cancelled when the link is decided by somebody else."""
         self._adopted = self._chain.head
@@ -188,12 +189,12 @@ class Merger:
     def due(self, point: int) -> None:
         """The scheduled merge after which ``point`` points are passed is due now. Idempotent."""
         if self._turns.due(point, self._chain.link, trio.current_time()):
-            self._changed.pulse()
+            self._changed.made()
 
     def merge_now(self) -> None:
         """Merge once, outside the schedule."""
         self._turns.want_unscheduled(trio.current_time())
-        self._changed.pulse()
+        self._changed.made()
 
     def heads_changed(self, peer: PeerId, head: bytes, height: int, participants: int) -> None:
         """``peer`` advertises the end of its chain."""
@@ -371,13 +372,13 @@ class Merger:
         now_s = trio.current_time()
         self._turns.heard(ballot, now_s)
         self._turns.called(now_s)
-        self._changed.pulse()
+        self._changed.made()
 
     async def _watch_proposer(self) -> None:
         """A proposer whose connection breaks is taken for dead: at worst, two propose at once."""
         async for event in self._transport.peer_events():
             if isinstance(event, PeerDown) and self._turns.lost(event.peer, trio.current_time()):
-                self._changed.pulse()
+                self._changed.made()
 
     # --- the chain --------------------------------------------------------------------------------------------
 
@@ -391,7 +392,7 @@ class Merger:
         self._turns.decided(self._chain.link, trio.current_time())
         self._problem = self._member.problem = ""
         self._attempt.cancel()
-        self._changed.pulse()
+        self._changed.made()
 
     async def _adopt_heads(self) -> None:
         """Hand each new head to the host, the newest only when several arrive at once."""
@@ -421,18 +422,4 @@ class Merger:
         self._member.adopted(name)
         self._turns.adopted()
         self._problem = ""
-        self._changed.pulse()
-
-
-class _Signal:
-    """Wakes every task that waits now; who comes later waits for the next pulse."""
-
-    def __init__(self) -> None:
-        self._event = trio.Event()
-
-    def pulse(self) -> None:
-        self._event.set()
-        self._event = trio.Event()
-
-    async def wait(self) -> None:
-        await self._event.wait()
+        self._changed.made()

@@ -19,9 +19,9 @@ from msgspec.structs import replace
 
 from gossip.merging import Merger
 from gossip.notices import NoticeTable
+from gossip.progress import Progress
 from node.life import NodeState, save_state
 from node.merge_host import Adoption, NodeMergeHost
-from node.progress import Progress
 from node.rounds import MemberProgress, MergeWatch, Rounds, Train
 from node.runtime import Runtime
 from node.status import MergeReport

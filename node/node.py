@@ -25,6 +25,7 @@ from gossip.members import MemberTable
 from gossip.merging import Merger
 from gossip.messages import Heartbeat
 from gossip.notices import NoticeTable
+from gossip.progress import Progress
 from gossip.shard_transfer import Pacer, ShardFetcher, ShardServer
 from gossip.store import ShardStore
 from node.checkpoints import Checkpointer, Checkpoints
@@ -32,7 +33,6 @@ from node.exchange import Exchanger, Partner
 from node.life import NodeState
 from node.merge_host import Adoption, NodeMergeHost
 from node.merges import Merges
-from node.progress import Progress
 from node.rounds import AwaitFinalMerge, Exchange, Finished, MemberProgress, Rounds, Train
 from node.runtime import Runtime
 from node.snapshots import Snapshots

@@ -1,4 +1,4 @@
-"""Progress: how a task of a node that waits for the node to get on is woken, whoever got it on."""
+"""Progress: how a task that waits for something to get on is woken, whoever got it on."""
 
 from __future__ import annotations
 
