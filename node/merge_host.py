@@ -27,7 +27,7 @@ from node.costs import Costs
 from p2p.errors import GossamerError
 from p2p.transport import PeerId
 from training.merge_math import weighted_average
-from training.mixing import Refused, check_peer_values
+from training.mixing import BEGINNER_TOKENS_SHARE, Refused, check_peer_values
 from training.run_spec import Wire
 from training.trainer import Trainer
 from training.wire import decode_values, encode_values
@@ -70,6 +70,7 @@ class NodeMergeHost:
         alive: Callable[[], Sequence[PeerId]],
         unheard_s: Callable[[PeerId], float],
         void_mixes: Callable[[], None],
+        is_elder: Callable[[PeerId], bool],
         adopted: Callable[[Adoption], None],
         tokens_at_anchor: int,
     ) -> None:
@@ -83,6 +84,7 @@ class NodeMergeHost:
         self._alive = alive
         self._unheard_s = unheard_s
         self._void_mixes = void_mixes
+        self._is_elder = is_elder
         self._adopted = adopted
         self._contributions: dict[bytes, Contribution] = {}
         self._pinned_results: deque[str] = deque()
@@ -134,6 +136,8 @@ class NodeMergeHost:
                 partial(self._trainer.read, fragment), lane="train", cost_s=self._costs.copy_s
             )
         arrived = [(peer, await self._store.get(ref), weight) for peer, ref, weight in inputs]
+        beginner = self._is_beginner()
+        elders = {peer for peer, _, _ in inputs if beginner and self._is_elder(peer)}
 
         def average() -> torch.Tensor | tuple[PeerId, Refused]:
             decoded: dict[PeerId, torch.Tensor] = {}
@@ -146,7 +150,8 @@ class NodeMergeHost:
             # They are checked first, lest a broken node take everybody else for broken.
             own = decoded[self._local] if live is None else live
             for peer, values in sorted(decoded.items(), key=lambda item: item[0] != self._local):
-                if refused := check_peer_values(own, values, layout.fragment_spans(fragment)):
+                spans = layout.fragment_spans(fragment)
+                if refused := check_peer_values(own, values, spans, beginner=peer in elders):
                     return peer, refused
             return weighted_average([(decoded[peer], weight) for peer, _, weight in arrived])
 
@@ -229,6 +234,11 @@ class NodeMergeHost:
         if not bool(torch.isfinite(values).all()):
             raise GossamerError("a merge with weights that are not finite", why="they would ruin the model")
         return values
+
+    def _is_beginner(self) -> bool:
+        """Whether this node's weights may be no measure for others': early in its run, and based on no merge."""
+        early = self._trainer.step < BEGINNER_TOKENS_SHARE * self._trainer.spec.train.steps
+        return early and self.tokens_at_anchor == 0
 
     def _pledge(self) -> torch.Tensor:
         # A mix under way would come on top of the merge, which averages the same weights.

@@ -39,6 +39,7 @@ from node.snapshots import Snapshots
 from p2p.errors import GossamerError
 from p2p.limits import Limits
 from p2p.transport import PeerDown, PeerEvent, PeerId, PeerUp
+from training.mixing import BEGINNER_TOKENS_SHARE
 from training.run_spec import RunSpec, canonical_bytes, run_id
 from training.trainer import Trainer
 
@@ -54,8 +55,6 @@ SMOOTHING_STEPS = 20
 LOSS_TOLD_MAX = 1e9
 """What a heartbeat can carry; a peer that sent more would be taken for hostile."""
 EXCHANGE_TIMEOUT_S = 30.0
-BEGINNER_TOKENS_SHARE = 0.1
-"""Who has trained on less than this share of another's tokens mixes with it, and not the other way round."""
 
 
 class Node:
@@ -133,6 +132,7 @@ class Node:
             alive=self._alive,
             unheard_s=self._unheard_s,
             void_mixes=lambda: self.exchanger.void_mixes(),
+            is_elder=self._is_elder,
             adopted=adoptions_in.send_nowait,
             tokens_at_anchor=state.tokens_at_anchor,
         )
@@ -332,14 +332,16 @@ class Node:
 
     def _partners(self) -> list[Partner]:
         """Who may be mixed with: alive, not banned, and no beginner, whose weights would undo what was learned here."""
-        others = [peer for peer in self._alive() if peer != self.local and not self.ledger.banned(peer)]
-        beats = [(peer, self._heartbeat_of(peer)) for peer in others]
-        tokens, share = self.trainer.tokens, BEGINNER_TOKENS_SHARE
-        return [
-            Partner(peer, elder=tokens < share * beat.tokens)
-            for peer, beat in beats
-            if beat is not None and beat.tokens >= share * tokens
-        ]
+        alive = [peer for peer in self._alive() if peer != self.local and not self.ledger.banned(peer)]
+        least = BEGINNER_TOKENS_SHARE * self.trainer.tokens
+        return [Partner(peer, self._is_elder(peer)) for peer in alive if self._tokens_of(peer) >= least]
+
+    def _is_elder(self, peer: PeerId) -> bool:
+        return self.trainer.tokens < BEGINNER_TOKENS_SHARE * self._tokens_of(peer)
+
+    def _tokens_of(self, peer: PeerId) -> int:
+        beat = self._heartbeat_of(peer)
+        return beat.tokens if beat is not None else -1
 
     def _unheard_s(self, peer: PeerId) -> float:
         return self.members.unheard_s(peer, trio.current_time())

@@ -39,6 +39,9 @@ RMS_FLOOR = 1e-3
 BEGINNER_RMS_FLOOR = 3.0
 """The same for a beginner, whose initial weights are no measure: well above what trained weights come to."""
 
+BEGINNER_TOKENS_SHARE = 0.1
+"""A beginner, to somebody else, is who has trained on less than this share of the other's tokens."""
+
 CHUNK = 1 << 16
 """Elements measured at a time: small enough for a processor's cache and for exact fp32 partial sums."""
 

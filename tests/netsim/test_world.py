@@ -199,6 +199,24 @@ async def test_a_beginner_learns_from_its_elders_and_not_they_from_it(
         assert beginner.trainer.step >= 0.1 * elder.trainer.step
 
 
+async def test_a_merge_with_a_beginner_leaves_nobody_out(autojump_clock: MockClock, corpus: Corpus) -> None:
+    """Each sums one of the two fragments, and the beginner's own weights are no measure for the elder's."""
+    spec = msgspec.structs.replace(
+        SPEC,
+        train=msgspec.structs.replace(SPEC.train, steps=4000),
+        exchange=msgspec.structs.replace(SPEC.exchange, rule="none"),
+        merge=msgspec.structs.replace(SPEC.merge, points=(1.0,)),
+    )
+    async with open_world(spec, corpus, machines=2, seed=6) as world:
+        elder = await world.start(0)
+        await until(lambda: elder.trainer.step >= 2000, seconds=90)
+        beginner = await world.start(1, bootstrap=0)
+        await until(lambda: len(elder.members.alive(trio.current_time())) == 1, seconds=20)
+        report = await elder.merges.merge_now(30)
+        assert len(report.contributors) == 2
+        assert elder.ledger.refusals.total() == beginner.ledger.refusals.total() == 0
+
+
 REPLAY = """
 import trio
 import tests.conftest  # quiet logs
