@@ -36,8 +36,8 @@ COSTS: Mapping[str, float] = MappingProxyType(
         "equivocation": 100.0,  # two signed statements that exclude each other
         "non-finite": 34.0,  # weights with NaN or infinity in them
         "shape": 34.0,  # a fragment of the wrong size
-        "norm": 2.0,  # weights out of all proportion to ours: to a beginner, everybody's are at first
-        "variance": 2.0,
+        "norm": 10.0,  # weights out of all proportion to ours
+        "variance": 10.0,
         "oversized": 25.0,
         "wrong-run": 1.0,  # it follows another invite; no harm meant
         "version": 1.0,

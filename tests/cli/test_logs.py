@@ -44,9 +44,9 @@ def test_the_console_shortens_peer_ids(capsys: pytest.CaptureFixture[str]) -> No
 def test_the_level_holds_and_libraries_come_through(capsys: pytest.CaptureFixture[str]) -> None:
     set_up_logging(NodeConfig(log_format="json", log_level="warning"))
     structlog.get_logger().info("not worth a line")
-    logging.getLogger("some.library").warning("disk is %s", "full")
+    logging.getLogger("another.package").warning("disk is %s", "full")
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
-    assert [(line["event"], line["logger"]) for line in lines] == [("disk is full", "some.library")]
+    assert [(line["event"], line["logger"]) for line in lines] == [("disk is full", "another.package")]
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
@@ -61,7 +61,7 @@ def test_a_failure_is_told_with_its_traceback_and_without_its_variables(
     try:
         fail(secret="".join(["open", "sesame"]))
     except ValueError:
-        logging.getLogger("some.library").exception("the handler failed")
+        logging.getLogger("another.package").exception("the handler failed")
     text = capsys.readouterr().err
     for part in ("the handler failed", "Traceback (most recent call last)", "ValueError: too long"):
         assert part in text

@@ -8,7 +8,7 @@ import pytest
 import trio
 import trio.testing
 
-from p2p.flow import Meter
+from p2p.flow import FRAME_PAYLOAD_BYTES, Meter
 from p2p.limits import Limits
 from p2p.yamux import (
     ACK,
@@ -23,6 +23,7 @@ from p2p.yamux import (
     RST,
     SYN,
     WINDOW_UPDATE,
+    WRITE_BYTES,
     Session,
 )
 
@@ -208,7 +209,8 @@ async def test_a_socket_that_takes_nothing_holds_the_senders_and_bounds_the_queu
     autojump_clock: Clock, nursery: trio.Nursery
 ) -> None:
     ours, carrier = trio.testing.lockstep_stream_pair()  # takes a write only while somebody reads
-    session = Session(carrier, initiator=True, limits=LIMITS, meter=Meter(), admit=lambda: True)
+    meter = Meter()
+    session = Session(carrier, initiator=True, limits=LIMITS, meter=meter, admit=lambda: True)
     nursery.start_soon(session.run)
 
     async def send() -> None:
@@ -222,6 +224,9 @@ async def test_a_socket_that_takes_nothing_holds_the_senders_and_bounds_the_queu
             senders.start_soon(send)
         await trio.testing.wait_all_tasks_blocked()
         assert 0 < session._data_frames <= DATA_FRAMES_QUEUED
+        # One write's worth is with the socket, a full queue behind it, and the senders hold the rest.
+        assert meter.bytes_sent <= WRITE_BYTES + DATA_FRAMES_QUEUED * FRAME_PAYLOAD_BYTES
+        assert meter.bytes_sent < 4 * INITIAL_WINDOW_BYTES
     assert trio.current_time() - started <= LIMITS.stream_timeout_s
     await ours.aclose()
 
