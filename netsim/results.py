@@ -18,7 +18,7 @@ class _Line(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Base of all lines."""
 
 
-class Header(_Line, frozen=True, tag="header"):
+class Header(_Line, frozen=True, kw_only=True, tag="header"):
     """The first line."""
 
     format: int
@@ -28,7 +28,7 @@ class Header(_Line, frozen=True, tag="header"):
     """The whole scenario as TOML, every change applied."""
 
 
-class Sample(_Line, frozen=True, tag="sample"):
+class Sample(_Line, frozen=True, kw_only=True, tag="sample"):
     """The swarm at one moment. Lists are by machine, in order; None where a machine is off."""
 
     seed: int
@@ -49,7 +49,7 @@ class Sample(_Line, frozen=True, tag="sample"):
     """Payload bytes of each machine since the beginning, over all its lives."""
 
 
-class Event(_Line, frozen=True, tag="event"):
+class Event(_Line, frozen=True, kw_only=True, tag="event"):
     """Something that happened: a fault, its end, a start, a stop, a commit."""
 
     seed: int
@@ -71,7 +71,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     machine: int | None
 
 
-class SeedResult(_Line, frozen=True, tag="seed"):
+class SeedResult(_Line, frozen=True, kw_only=True, tag="seed"):
     """How a seed ended."""
 
     seed: int

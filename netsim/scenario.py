@@ -22,8 +22,10 @@ NODES_MAX = 1024
 """As many as a swarm may have members (``Limits.members_max``)."""
 
 Amount = Annotated[float, Meta(ge=0, le=1e15)]
-Range: TypeAlias = Amount | tuple[Amount, Amount]
+Range: TypeAlias = Amount | Annotated[tuple[Amount, ...], Meta(min_length=2, max_length=2)]
 Share = Annotated[float, Meta(ge=0, le=1)]
+Setting: TypeAlias = bool | int | float | str | list[bool | int | float | str]
+"""A value of one key, as TOML has it."""
 Seconds = Annotated[float, Meta(ge=0, le=1e7)]
 Machines: TypeAlias = (
     Annotated[int, Meta(ge=0, lt=NODES_MAX)] | Annotated[str, Meta(pattern=r"^(all|founder)\Z")]
@@ -34,7 +36,7 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Base of all sections: immutable, every key known, every value bounded."""
 
 
-class NetworkSpec(_Section, frozen=True):
+class NetworkSpec(_Section, frozen=True, kw_only=True):
     """The links between machines. Rates of 0 are unlimited."""
 
     latency_s: Range = 0.02
@@ -52,7 +54,7 @@ class NetworkSpec(_Section, frozen=True):
     """Share of machines that can dial out but not be dialled, as behind most NATs; the founder is never one."""
 
 
-class MachinesSpec(_Section, frozen=True):
+class MachinesSpec(_Section, frozen=True, kw_only=True):
     """The computers. Slowness and the like are drawn per machine, on a logarithmic scale."""
 
     step_s: Amount = 0.1
@@ -65,7 +67,7 @@ class MachinesSpec(_Section, frozen=True):
     """``stub``: a keyed hash, which costs a hundredth; good wherever forging is not the question."""
 
 
-class LearnerSpec(_Section, frozen=True):
+class LearnerSpec(_Section, frozen=True, kw_only=True):
     """What is learned. ``torch`` trains the run's own model on its own data."""
 
     kind: Literal["quadratic", "torch"] = "quadratic"
@@ -83,7 +85,7 @@ class LearnerSpec(_Section, frozen=True):
     """Each machine draws from all of the data by its own preference, instead of owning a part."""
 
 
-class ArrivalsSpec(_Section, frozen=True):
+class ArrivalsSpec(_Section, frozen=True, kw_only=True):
     """When machines start. The founder starts at 0 and is everybody's bootstrap unless ``bootstrap`` says otherwise."""
 
     over_s: Seconds = 0.0
@@ -95,7 +97,7 @@ class ArrivalsSpec(_Section, frozen=True):
     bootstrap: Literal["founder", "random"] = "founder"
 
 
-class _Fault(_Section, frozen=True, tag_field="kind"):
+class _Fault(_Section, frozen=True, kw_only=True, tag_field="kind"):
     """Something that happens at a time. ``at_s`` may be drawn; ``for_s`` 0 is for good."""
 
     at_s: Range
@@ -107,19 +109,19 @@ class _Fault(_Section, frozen=True, tag_field="kind"):
     """Instead of ``count``: of all that run now."""
 
 
-class Kill(_Fault, frozen=True, tag="kill"):
+class Kill(_Fault, frozen=True, kw_only=True, tag="kill"):
     """The process dies (SIGKILL). After ``for_s`` it is started again."""
 
 
-class PowerCut(_Fault, frozen=True, tag="power-cut"):
+class PowerCut(_Fault, frozen=True, kw_only=True, tag="power-cut"):
     """The machine dies, and with it what was not synced to disk. After ``for_s`` it comes back."""
 
 
-class Leave(_Fault, frozen=True, tag="leave"):
+class Leave(_Fault, frozen=True, kw_only=True, tag="leave"):
     """A clean stop: checkpoint and goodbye. After ``for_s`` it is started again."""
 
 
-class Partition(_Fault, frozen=True, tag="partition"):
+class Partition(_Fault, frozen=True, kw_only=True, tag="partition"):
     """``machines`` are cut off from all others, or all are split in ``parts`` at random; healed after ``for_s``."""
 
     parts: Annotated[int, Meta(ge=2, le=4)] = 2
@@ -129,55 +131,55 @@ class Partition(_Fault, frozen=True, tag="partition"):
     """Cut and healed so many times, in equal turns, within ``for_s``."""
 
 
-class Stall(_Fault, frozen=True, tag="stall"):
+class Stall(_Fault, frozen=True, kw_only=True, tag="stall"):
     """Nothing leaves or reaches the machines for ``for_s``, and then everything does; connections stay up."""
 
 
-class Suspend(_Fault, frozen=True, tag="suspend"):
+class Suspend(_Fault, frozen=True, kw_only=True, tag="suspend"):
     """The machine computes nothing for ``for_s``, as if closed and opened again."""
 
 
-class Slow(_Fault, frozen=True, tag="slow"):
+class Slow(_Fault, frozen=True, kw_only=True, tag="slow"):
     """Computing takes ``times`` as long for ``for_s``."""
 
     times: Range = 10.0
 
 
-class Throttle(_Fault, frozen=True, tag="throttle"):
+class Throttle(_Fault, frozen=True, kw_only=True, tag="throttle"):
     """The machine's line carries ``bytes_per_s`` each way for ``for_s``."""
 
     bytes_per_s: Range = 16384.0
 
 
-class Break(_Fault, frozen=True, tag="break"):
+class Break(_Fault, frozen=True, kw_only=True, tag="break"):
     """All connections of the machines break at once; they may dial again at once."""
 
 
-class DiskFull(_Fault, frozen=True, tag="disk-full"):
+class DiskFull(_Fault, frozen=True, kw_only=True, tag="disk-full"):
     """No byte more fits on the disk for ``for_s``."""
 
 
-class DiskSlow(_Fault, frozen=True, tag="disk-slow"):
+class DiskSlow(_Fault, frozen=True, kw_only=True, tag="disk-slow"):
     """Each disk operation takes ``operation_s`` for ``for_s``."""
 
     operation_s: Range = 0.5
 
 
-class BitFlip(_Fault, frozen=True, tag="bit-flip"):
+class BitFlip(_Fault, frozen=True, kw_only=True, tag="bit-flip"):
     """One bit of one file of each machine changes where it lies."""
 
 
-class Crash(_Fault, frozen=True, tag="crash"):
+class Crash(_Fault, frozen=True, kw_only=True, tag="crash"):
     """The power goes within a disk operation: before or after its effect, of the ``operation``-th from ``at_s`` on."""
 
     operation: Range = (0.0, 40.0)
 
 
-class Join(_Fault, frozen=True, tag="join"):
+class Join(_Fault, frozen=True, kw_only=True, tag="join"):
     """``count`` machines that were never there join, spread over ``for_s``, bootstrapped from any that is up."""
 
 
-class Attack(_Fault, frozen=True, tag="attack"):
+class Attack(_Fault, frozen=True, kw_only=True, tag="attack"):
     """A hostile member of ``netsim.attackers`` for ``for_s``."""
 
     attacker: str
@@ -202,7 +204,7 @@ Fault: TypeAlias = (
 )
 
 
-class ChurnSpec(_Section, frozen=True):
+class ChurnSpec(_Section, frozen=True, kw_only=True):
     """Machines that come and go all the time."""
 
     per_hour: Range = 0.0
@@ -215,7 +217,7 @@ class ChurnSpec(_Section, frozen=True):
     """How long until the machine, or the newcomer in its place, is there."""
 
 
-class RandomFaultsSpec(_Section, frozen=True):
+class RandomFaultsSpec(_Section, frozen=True, kw_only=True):
     """Faults drawn for each seed: which kinds are on, how often and how strong each is (swarm testing)."""
 
     kinds: tuple[str, ...] = ()
@@ -228,7 +230,7 @@ class RandomFaultsSpec(_Section, frozen=True):
     """How long it lasts, drawn for each strike on a logarithmic scale."""
 
 
-class LivenessSpec(_Section, frozen=True):
+class LivenessSpec(_Section, frozen=True, kw_only=True):
     """The end of a seed: faults stop, only a core stays, and it must agree."""
 
     last_s: Seconds = 0.0
@@ -237,7 +239,7 @@ class LivenessSpec(_Section, frozen=True):
     """Share of the machines that are in the core; all others are off for good."""
 
 
-class ExpectSpec(_Section, frozen=True):
+class ExpectSpec(_Section, frozen=True, kw_only=True):
     """A bound on one figure of the summary of a seed."""
 
     metric: str
@@ -245,26 +247,26 @@ class ExpectSpec(_Section, frozen=True):
     at_most: float | None = None
 
 
-class Variant(_Section, frozen=True):
+class Variant(_Section, frozen=True, kw_only=True):
     """One of the settings an experiment compares: the scenario with some keys changed."""
 
     name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._ =,-]{0,63}\Z")]
-    change: dict[str, bool | int | float | str | list[float] | list[str] | list[int]]
+    change: dict[str, Setting]
     """Dotted key -> value, as for ``--set``."""
 
 
-class ExperimentSpec(_Section, frozen=True):
+class ExperimentSpec(_Section, frozen=True, kw_only=True):
     """A finding to reproduce: variants, seeds of each, and the criterion that says whether it was."""
 
     criterion: str
     """The name of a function in ``netsim.experiments``."""
     seeds: Annotated[int, Meta(ge=1, le=1000)] = 3
     variants: Annotated[tuple[Variant, ...], Meta(min_length=1, max_length=64)]
-    small: dict[str, bool | int | float | str | list[float] | list[str] | list[int]] = {}
+    small: dict[str, Setting] = {}
     """Changes that make it a test of minutes; ``--small`` applies them first."""
 
 
-class Scenario(_Section, frozen=True):
+class Scenario(_Section, frozen=True, kw_only=True):
     """A whole scenario, as its TOML file says it."""
 
     name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9/._-]{0,63}\Z")]
@@ -274,7 +276,7 @@ class Scenario(_Section, frozen=True):
     """Machines there at the beginning; ``join`` faults and churn bring more."""
     duration_s: Annotated[float, Meta(gt=0, le=1e7)] = 600.0
     merge_every_s: Seconds = 0.0
-    """If set, merge points and inner steps of the run are made to fit: a merge this often on a machine of slowness 1."""
+    """If set, merge points and inner steps of the run are made to fit a merge this often at slowness 1."""
     sample_every_s: Annotated[float, Meta(gt=0, le=1e6)] = 5.0
     topology: str = "full"
     """Who may mix with whom (``netsim.topology``)."""
