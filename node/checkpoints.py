@@ -20,7 +20,7 @@ from blake3 import blake3
 from gossip.disk import Disk
 from node.compute import Compute
 from node.costs import Costs
-from training.trainer import Trainer
+from training.learner import Learner
 
 FOLDER = "checkpoints"
 GENERATIONS = 2
@@ -35,7 +35,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A verified generation: ``state`` is what ``Trainer.save`` returned at ``step``."""
+    """A verified generation: ``state`` is what ``Learner.save`` returned at ``step``."""
 
     step: int
     state: bytes
@@ -83,7 +83,7 @@ class Checkpoints:
 class Checkpointer:
     """Takes a running trainer's checkpoints. Failing is a problem to show, not a reason to die."""
 
-    def __init__(self, checkpoints: Checkpoints, *, trainer: Trainer, compute: Compute, costs: Costs) -> None:
+    def __init__(self, checkpoints: Checkpoints, *, trainer: Learner, compute: Compute, costs: Costs) -> None:
         self._checkpoints = checkpoints
         self._trainer = trainer
         self._compute = compute

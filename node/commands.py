@@ -33,15 +33,17 @@ from p2p.invite import Invite
 from training.export import export_safetensors
 from training.merge_math import weights_hash
 from training.run_spec import canonical_bytes, spec_as_toml
+from training.trainer import Trainer
 
 MERGE_NOW_TIMEOUT_S = 120.0
 
 
 class Commands:
-    """The handlers of one node. ``name`` is what people call it; ``stop_now`` ends the process at once."""
+    """The handlers of one node and its ``trainer``. ``name`` is what people call it; ``stop_now`` ends it at once."""
 
-    def __init__(self, node: Node, *, name: str, stop_now: Any) -> None:
+    def __init__(self, node: Node, *, trainer: Trainer, name: str, stop_now: Any) -> None:
         self._node = node
+        self._trainer = trainer
         self._name = name
         self._stop_now = stop_now
 
@@ -77,15 +79,14 @@ class Commands:
     async def export(self, request: Export) -> dict[str, Any]:
         """Write the weights as a safetensors file that any program can load."""
         values = await self._weights(request.which)
-        trainer = self._node.trainer
 
         def write() -> int:
             data = export_safetensors(
                 values,
-                trainer.layout,
+                self._trainer.layout,
                 self._node.spec,
                 dtype=request.dtype,
-                metadata={"run": self._node.run_id.hex(), "step": str(trainer.step)},
+                metadata={"run": self._node.run_id.hex(), "step": str(self._trainer.step)},
             )
             Path(request.path).write_bytes(data)
             return len(data)
@@ -103,17 +104,16 @@ class Commands:
     async def evaluate(self, request: Evaluate) -> dict[str, Any]:
         """Held-out loss of the live weights or the anchor."""
         values = await self._weights(request.which)
-        trainer = self._node.trainer
         loss = await self._node.runtime.compute.run(
-            partial(trainer.evaluate, values, bytes_max=request.bytes_max),
+            partial(self._trainer.evaluate, values, bytes_max=request.bytes_max),
             lane="train",
             cost_s=self._node.runtime.costs.evaluate_s,
         )
-        held_out = trainer.corpus.held_out
+        held_out = self._trainer.corpus.held_out
         return {
             "loss": loss,
             "held_out_bytes": min(len(held_out), request.bytes_max or len(held_out)),
-            "held_out_digest": trainer.corpus.held_out_digest.hex(),
+            "held_out_digest": self._trainer.corpus.held_out_digest.hex(),
         }
 
     async def sample(self, request: Sample) -> dict[str, Any]:
@@ -121,7 +121,7 @@ class Commands:
         values = await self._weights(request.which)
         written = await self._node.runtime.compute.run(
             partial(
-                self._node.trainer.sample,
+                self._trainer.sample,
                 request.prompt.encode(),
                 request.count,
                 temperature=request.temperature,
@@ -162,7 +162,7 @@ class Commands:
         node = self._node
         if which == "live":
             return await node.runtime.compute.run(
-                node.trainer.read, lane="train", cost_s=node.runtime.costs.copy_s
+                self._trainer.read, lane="train", cost_s=node.runtime.costs.copy_s
             )
         if node.merge_host.anchor is None:
             raise GossamerError(

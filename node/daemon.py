@@ -109,12 +109,12 @@ async def _live(
                 download_bytes_per_s_max=config.download_bytes_per_s_max,
                 limits=limits,
             )
-            await _run_with_controls(node, home, name=config.name, linger=linger)
+            await _run_with_controls(node, home, trainer=trainer, name=config.name, linger=linger)
 
 
-async def _run_with_controls(node: Node, home: Home, *, name: str, linger: bool) -> None:
+async def _run_with_controls(node: Node, home: Home, *, trainer: Trainer, name: str, linger: bool) -> None:
     async with trio.open_nursery() as nursery:
-        commands = Commands(node, name=name, stop_now=nursery.cancel_scope.cancel)
+        commands = Commands(node, trainer=trainer, name=name, stop_now=nursery.cancel_scope.cancel)
         nursery.start_soon(_obey_signals, node, nursery.cancel_scope)
         await nursery.start(serve_control, home.control_socket, commands.handlers())
         if not linger:

@@ -30,9 +30,9 @@ from p2p.errors import MalformedMessage, TransportError
 from p2p.limits import Limits
 from p2p.rpc import call
 from p2p.transport import PeerId, Transport
+from training.learner import Learner
 from training.mixing import Refused, check_peer_values, mix
 from training.run_spec import ExchangeSpec
-from training.trainer import Trainer
 from training.wire import ELEMENT_BYTES, decode_values
 
 log = structlog.get_logger()
@@ -58,7 +58,7 @@ class Exchanger:
         *,
         spec: ExchangeSpec,
         transport: Transport,
-        trainer: Trainer,
+        trainer: Learner,
         compute: Compute,
         costs: Costs,
         fetcher: ShardFetcher,

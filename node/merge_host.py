@@ -26,10 +26,10 @@ from node.compute import Compute
 from node.costs import Costs
 from p2p.errors import GossamerError
 from p2p.transport import PeerId
+from training.learner import Learner
 from training.merge_math import weighted_average
 from training.mixing import BEGINNER_TOKENS_SHARE, Refused, check_peer_values
 from training.run_spec import Wire
-from training.trainer import Trainer
 from training.wire import decode_values, encode_values
 
 log = structlog.get_logger()
@@ -61,7 +61,7 @@ class NodeMergeHost:
         self,
         *,
         local: PeerId,
-        trainer: Trainer,
+        trainer: Learner,
         compute: Compute,
         costs: Costs,
         store: ShardStore,

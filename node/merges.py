@@ -26,9 +26,9 @@ from node.rounds import MemberProgress, MergeWatch, Rounds, Train
 from node.runtime import Runtime
 from node.status import MergeReport
 from p2p.errors import GossamerError
+from training.learner import Learner
 from training.merge_math import weights_hash
 from training.run_spec import MergeSpec
-from training.trainer import Trainer
 
 log = structlog.get_logger()
 
@@ -46,7 +46,7 @@ class Merges:
         self,
         *,
         runtime: Runtime,
-        trainer: Trainer,
+        trainer: Learner,
         rounds: Rounds,
         spec: MergeSpec,
         merger: Merger,

@@ -39,9 +39,9 @@ from node.snapshots import Snapshots
 from p2p.errors import GossamerError
 from p2p.limits import Limits
 from p2p.transport import PeerDown, PeerEvent, PeerId, PeerUp
+from training.learner import Learner
 from training.mixing import BEGINNER_TOKENS_SHARE
 from training.run_spec import RunSpec, canonical_bytes, run_id
-from training.trainer import Trainer
 
 log = structlog.get_logger()
 
@@ -65,7 +65,7 @@ class Node:
         runtime: Runtime,
         *,
         spec: RunSpec,
-        trainer: Trainer,
+        trainer: Learner,
         state: NodeState,
         bootstrap: Sequence[str],
         agent: str,

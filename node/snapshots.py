@@ -26,8 +26,8 @@ from p2p.errors import CallRefused
 from p2p.limits import Limits
 from p2p.rpc import serve_calls
 from p2p.transport import PeerId, Transport
+from training.learner import Learner
 from training.run_spec import ExchangeSpec
-from training.trainer import Trainer
 from training.wire import encode_values
 
 SHARED_S = 0.1
@@ -53,7 +53,7 @@ class Snapshots:
         self,
         *,
         transport: Transport,
-        trainer: Trainer,
+        trainer: Learner,
         compute: Compute,
         costs: Costs,
         store: ShardStore,

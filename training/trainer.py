@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import msgspec
@@ -29,6 +28,7 @@ from p2p.errors import GossamerError
 from training.data import BatchStream, Corpus
 from training.export import read_safetensors
 from training.layout import ParameterLayout
+from training.learner import SliceReport
 from training.model import GPT
 from training.run_spec import OptimizerSpec, RunSpec
 
@@ -47,15 +47,6 @@ class DeviceError(GossamerError):
 
 class CheckpointError(GossamerError):
     """Checkpoint bytes that are damaged, or of another run or model."""
-
-
-@dataclass(frozen=True, slots=True)
-class SliceReport:
-    """What a slice of inner steps did; ``loss`` is their mean training loss in nats per byte."""
-
-    steps: int
-    tokens: int
-    loss: float
 
 
 class _Progress(msgspec.Struct, frozen=True, kw_only=True):
