@@ -196,10 +196,11 @@ class Links:
                 self._dial_some(nursery, 1)
 
     def _dial_some(self, nursery: trio.Nursery, count: int) -> None:
+        count = min(count, DIALS_MAX - len(self._dialling))
+        if count <= 0:
+            return
         busy = self._transport.peers() | self._dialling
-        for record in self._book.due(
-            min(count, DIALS_MAX - len(self._dialling)), exclude=busy, now_s=trio.current_time()
-        ):
+        for record in self._book.due(count, exclude=busy, now_s=trio.current_time()):
             if not self._ledger.banned(record.peer):
                 self._dialling.add(record.peer)
                 nursery.start_soon(self._dial, record)

@@ -1,83 +1,96 @@
-"""Transport in virtual time: a network whose latency, partitions and crashes are under a scenario's command.
+"""Transport in virtual time: a network whose latency, lines, partitions and crashes are under a scenario's command.
 
-Owns the hosts, the connections between them and the one task that delivers everything, in order of due time,
-from a heap. Streams are the very ``p2p.flow.FlowStream`` of the real network, so flow control, time limits and
-errors are not imitated but shared. Deterministic from the injected generator (given ``netsim.determinism``).
+Owns the hosts and who can reach whom. A connection and its frames are ``netsim.connection``'s, what a frame meets on
+its way ``netsim.links``'s. Deterministic from the injected generator (given ``netsim.determinism``).
 
-What it does not show: handshakes, NAT, the real library's bugs, the cost of Python. Loss and reordering do not
-exist above TCP; a bad link is a slow one, a partition is a silence that ends connections after
-``Limits.peer_silence_s``.
+What it does not show: handshakes, address translation beyond who can dial whom, the real library's bugs, the cost of
+Python. Loss and reordering do not exist above TCP; a bad link is a slow one, a partition is a silence that ends
+connections after ``Limits.peer_silence_s``.
 """
 
 from __future__ import annotations
 
 import contextlib
-import heapq
-import itertools
 import math
 import random
 import zlib
-from collections.abc import AsyncIterator, Callable, Collection
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from dataclasses import dataclass
+from typing import Protocol
 
 import trio
 
+from netsim.connection import Side
+from netsim.determinism import SimClock, sim_clock
+from netsim.links import Cut, Cuts, Line, LinkModel
 from p2p.errors import PeerUnreachable
-from p2p.flow import FlowStream, Meter
+from p2p.flow import Meter
 from p2p.limits import DEFAULT_LIMITS, Limits
 from p2p.peer_events import PeerEvents
 from p2p.protocols import Protocols
 from p2p.service import open_service_nursery
 from p2p.transport import PeerEvent, PeerId, PeerRecord, ProtocolName, StreamHandler, Traffic
 
-FRAME_OVERHEAD_BYTES = 48
-"""What a frame costs on a link with limited bandwidth, beyond its payload."""
+__all__ = ["LinkModel", "SimHost", "SimNetwork", "address_of", "open_sim_network"]
 
 
-@dataclass(frozen=True, slots=True)
-class LinkModel:
-    """One direction between two hosts."""
+HOME_LINK = LinkModel()
+"""Between any two machines unless a scenario says otherwise."""
 
-    latency_s: float = 0.02
-    jitter_s: float = 0.0
-    """Uniform extra delay; order is kept, as TCP keeps it."""
-    bytes_per_s: float = math.inf
+
+class Trace(Protocol):
+    """Hears of every delivery, as bytes."""
+
+    def update(self, data: bytes, /) -> object:
+        """One more piece."""
 
 
 @dataclass(slots=True)
-class _Link:
-    """The state of one direction: when it is free, and what waits behind a partition."""
+class Lines:
+    """A machine's line, up and down."""
 
-    model: LinkModel
-    free_at: float = -math.inf
-    last_due: float = -math.inf
-    cut: bool = False
-    held: list[tuple[int, Callable[[], None]]] | None = None
+    up: Line
+    down: Line
 
 
 @contextlib.asynccontextmanager
 async def open_sim_network(
-    rng: random.Random, *, link: LinkModel = LinkModel(), limits: Limits = DEFAULT_LIMITS
+    rng: random.Random, *, link: LinkModel = HOME_LINK, limits: Limits = DEFAULT_LIMITS
 ) -> AsyncIterator[SimNetwork]:
-    """A network on the current clock; every pair of hosts is joined by ``link`` until told otherwise."""
-    async with open_service_nursery() as nursery:
-        network = SimNetwork(rng, link, limits)
-        nursery.start_soon(network.deliver)
+    """A network on the current clock, a SimClock; every pair of hosts is joined by ``link`` until told otherwise."""
+    network = SimNetwork(rng, link, limits)
+    try:
         yield network
+    finally:
+        network.close()
 
 
 class SimNetwork:
-    """All hosts and links. The verbs of a scenario: set_link, partition, heal, crash."""
+    """All hosts and links. The verbs of a scenario: set_link, set_line, cut, heal, crash, vanish, break_all."""
 
     def __init__(self, rng: random.Random, link: LinkModel, limits: Limits) -> None:
         self.limits = limits
+        self.clock: SimClock = sim_clock()
+        self.rng = rng
         self.hosts: dict[PeerId, SimHost] = {}
-        self._rng = rng
+        self.cuts = Cuts()
+        self.trace: Trace | None = None
+        self.deliveries = 0
+        self.connections_broken = 0
+        self.undiallable: set[PeerId] = set()
+        """Hosts that can dial and not be dialled, as behind most NATs."""
+        self.breaks_per_s = 0.0
+        """How often each connection breaks by itself; holds for connections made from now on."""
         self._default_link = link
-        self._links: dict[tuple[PeerId, PeerId], _Link] = {}
-        self._due: list[tuple[float, int, Callable[[], None]]] = []
-        self._order = itertools.count()
-        self._more = trio.lowlevel.ParkingLot()
+        self._link_of: Callable[[PeerId, PeerId], LinkModel] | None = None
+        self._links: dict[tuple[PeerId, PeerId], LinkModel] = {}
+        self._lines: dict[PeerId, Lines] = {}
+        self._numbers: dict[PeerId, int] = {}
+        self._closed = False
+
+    def close(self) -> None:
+        """What is still on its way arrives nowhere."""
+        self._closed = True
 
     # --- a scenario's verbs -------------------------------------------------------------------------------------
 
@@ -89,7 +102,7 @@ class SimNetwork:
         """
         assert peer not in self.hosts, f"{peer} is up already"
         async with open_service_nursery() as nursery:
-            host = self.hosts[peer] = SimHost(self, peer, nursery)
+            host = self.hosts[peer] = SimHost(self, peer, nursery, self._number(peer), self._lines_of(peer))
             try:
                 yield host
             finally:
@@ -97,75 +110,122 @@ class SimNetwork:
 
     def set_link(self, source: PeerId, target: PeerId, model: LinkModel) -> None:
         """Change one direction for everything sent from now on."""
-        self._link(source, target).model = model
+        self._links[source, target] = model
+        if (host := self.hosts.get(source)) and (side := host.side(target)):
+            side.link = model
 
-    def partition(self, left: Collection[PeerId], right: Collection[PeerId]) -> None:
-        """Cut all links between two groups; connections across die after ``peer_silence_s`` of it."""
-        for a in left:
-            for b in right:
-                for source, target in ((a, b), (b, a)):
-                    link = self._link(source, target)
-                    if not link.cut:
-                        link.cut, link.held = True, []
-                        self.after(self.limits.peer_silence_s, _expire(self, source, target, link.held))
+    def draw_links(self, link_of: Callable[[PeerId, PeerId], LinkModel]) -> None:
+        """Ask ``link_of(source, target)`` for each pair that meets, instead of the one link given."""
+        self._link_of = link_of
 
-    def heal(self) -> None:
-        """Restore every link; what was sent into a partition arrives now, if its connection still lives."""
-        for (source, target), link in self._links.items():
-            if link.cut:
-                held, link.cut, link.held = link.held or [], False, None
-                for size, arrive in held:
-                    self.send(source, target, size, arrive)
+    def set_line(
+        self, peer: PeerId, *, up_bytes_per_s: float | None = None, down_bytes_per_s: float | None = None
+    ) -> None:
+        """What the machine of ``peer`` can send and receive in all, up or not; None leaves it as it is."""
+        lines = self._lines_of(peer)
+        if up_bytes_per_s is not None:
+            lines.up.bytes_per_s = up_bytes_per_s
+        if down_bytes_per_s is not None:
+            lines.down.bytes_per_s = down_bytes_per_s
+
+    def cut(self, left: Collection[PeerId], right: Collection[PeerId], *, one_way: bool = False) -> Cut:
+        """Hold all frames from ``left`` to ``right``, and back unless ``one_way``, until the cut is healed.
+
+        Connections across die after ``peer_silence_s`` of it, also of a one-way cut: pings are not answered.
+        """
+        cut = self.cuts.add(left, right, one_way=one_way)
+        self.after(self.limits.peer_silence_s, self._expire, cut)
+        return cut
+
+    def heal(self, cuts: Iterable[Cut] | None = None) -> None:
+        """End ``cuts``, or all: what was sent into them arrives now, where its connection still lives."""
+        for cut in list(self.cuts.active if cuts is None else cuts):
+            if cut in self.cuts.active:
+                self.cuts.active.remove(cut)
+        for host in list(self.hosts.values()):
+            for side in host.sides():
+                side.release()
 
     def crash(self, peer: PeerId) -> None:
         """Kill a host as ``kill -9`` would: its block is cancelled, its peers notice one latency later."""
         self.hosts[peer].stop("the connection broke")
 
-    # --- the wires ----------------------------------------------------------------------------------------------
+    def vanish(self, peer: PeerId) -> None:
+        """Kill a host as a power cut would: its block is cancelled, its peers notice by its silence."""
+        host = self.hosts[peer]
+        for side in host.sides():
+            far = side.other
+            self.after(self.limits.peer_silence_s, far.lose, _silence(self.limits))
+            side.lose("the power went")
+        host.stop("")
 
-    def after(self, delay_s: float, action: Callable[[], None]) -> None:
-        """Run ``action`` in ``delay_s`` seconds."""
-        self._schedule(trio.current_time() + delay_s, action)
+    def break_all(self, peer: PeerId) -> None:
+        """Break every connection of a host."""
+        for side in self.hosts[peer].sides():
+            self.break_connection(side)
 
-    def send(self, source: PeerId, target: PeerId, size: int, arrive: Callable[[], None]) -> None:
-        """Carry ``size`` bytes over one link; ``arrive`` runs when they get there. Order is kept."""
-        link = self._link(source, target)
-        if link.held is not None:
-            link.held.append((size, arrive))
-            return
-        sent_at = (
-            max(trio.current_time(), link.free_at) + (size + FRAME_OVERHEAD_BYTES) / link.model.bytes_per_s
-        )
-        link.free_at = sent_at
-        delay = link.model.latency_s + (
-            self._rng.random() * link.model.jitter_s if link.model.jitter_s else 0.0
-        )
-        link.last_due = max(link.last_due, sent_at + delay)
-        self._schedule(link.last_due, arrive)
+    def break_connection(self, side: Side) -> None:
+        """Break one connection, at both ends at once."""
+        if not side.over:
+            self.connections_broken += 1
+            side.lose("the connection broke")
+            side.other.lose("the connection broke")
+
+    # --- the way there ------------------------------------------------------------------------------------------
+
+    def after(self, delay_s: float, action: Callable[..., None], *args: object) -> None:
+        """Run ``action(*args)`` in ``delay_s`` seconds, unless the network is closed by then."""
+        self.clock.at(self.clock.current_time() + delay_s, self._unless_closed, action, args)
+
+    def _unless_closed(self, action: Callable[..., None], args: tuple[object, ...]) -> None:
+        if not self._closed:
+            action(*args)
 
     def reachable(self, source: PeerId, target: PeerId) -> bool:
         """Whether packets pass in both directions right now."""
-        return not (self._link(source, target).cut or self._link(target, source).cut)
+        return not (self.cuts.blocks(source, target) or self.cuts.blocks(target, source))
 
-    def latency_s(self, source: PeerId, target: PeerId) -> float:
-        """The latency of one direction."""
-        return self._link(source, target).model.latency_s
+    def link(self, source: PeerId, target: PeerId) -> LinkModel:
+        """The model of one direction."""
+        if (model := self._links.get((source, target))) is not None:
+            return model
+        return self._link_of(source, target) if self._link_of is not None else self._default_link
 
-    async def deliver(self) -> None:
-        """The one task that makes everything happen, in order of (due time, order of sending)."""
-        while True:
-            while self._due and self._due[0][0] <= trio.current_time():
-                heapq.heappop(self._due)[2]()
-            with trio.move_on_at(self._due[0][0] if self._due else math.inf):
-                await self._more.park()
+    def connect(self, near: SimHost, far: SimHost) -> None:
+        """Join two hosts, ``near`` having dialled; older connections between them end."""
+        me, peer = near.local.peer, far.local.peer
+        for host, other in ((near, peer), (far, me)):
+            if stale := host.side(other):
+                stale.lose("a newer connection took its place")
+        ours = Side(near, peer, self.link(me, peer), outbound=True)
+        theirs = Side(far, me, self.link(peer, me), outbound=False)
+        ours.join(theirs)
+        theirs.join(ours)
+        near.add(ours, outbound=True)
+        far.add(theirs, outbound=False)
+        if self.breaks_per_s:
+            self.after(self.rng.expovariate(self.breaks_per_s), self.break_connection, ours)
 
-    def _schedule(self, due: float, action: Callable[[], None]) -> None:
-        heapq.heappush(self._due, (due, next(self._order), action))
-        if self._due[0][2] is action:
-            self._more.unpark()
+    def _expire(self, cut: Cut) -> None:
+        # Healed meanwhile? Then this silence is over, and a newer one has its own check.
+        if cut not in self.cuts.active:
+            return
+        for host in list(self.hosts.values()):
+            for side in host.sides():
+                if cut.touches(host.local.peer, side.peer):
+                    side.lose(_silence(self.limits))
 
-    def _link(self, source: PeerId, target: PeerId) -> _Link:
-        return self._links.setdefault((source, target), _Link(replace(self._default_link)))
+    def _number(self, peer: PeerId) -> int:
+        return self._numbers.setdefault(peer, len(self._numbers))
+
+    def _lines_of(self, peer: PeerId) -> Lines:
+        if peer not in self._lines:
+            self._lines[peer] = Lines(Line(self.clock, math.inf), Line(self.clock, math.inf))
+        return self._lines[peer]
+
+
+def _silence(limits: Limits) -> str:
+    return f"no sign of life for {limits.peer_silence_s:g} s"
 
 
 def address_of(peer: PeerId) -> str:
@@ -174,142 +234,22 @@ def address_of(peer: PeerId) -> str:
     return f"/ip4/10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}/tcp/4100"
 
 
-def _expire(
-    network: SimNetwork, source: PeerId, target: PeerId, held: list[tuple[int, Callable[[], None]]]
-) -> Callable[[], None]:
-    def check() -> None:
-        # Healed and cut again in between? Then this silence is over, and the newer one has its own check.
-        if network._link(source, target).held is held and (host := network.hosts.get(source)):
-            host.lose(target, f"no sign of life for {network.limits.peer_silence_s:g} s")
-
-    return check
-
-
-class _Side:
-    """One end of one connection. Implements FrameSink by carrying frames to the other end."""
-
-    def __init__(self, host: SimHost, peer: PeerId, *, outbound: bool) -> None:
-        self.host = host
-        self.peer = peer
-        self.streams: dict[int, FlowStream] = {}
-        self.over = False
-        self._other: _Side | None = None
-        self._ids = itertools.count(1 if outbound else 2, 2)
-
-    def join(self, other: _Side) -> None:
-        """Make ``other`` the far end."""
-        self._other = other
-
-    def carry(self, size: int, arrive: Callable[[_Side], None]) -> None:
-        """Run ``arrive(far end)`` there when a frame of ``size`` bytes gets there and the connection still is."""
-        other = self._other
-        assert other is not None
-
-        def land() -> None:
-            if not other.over:
-                arrive(other)
-
-        self.host.network.send(self.host.local.peer, self.peer, size, land)
-
-    def open_stream(self) -> FlowStream:
-        """A new outbound stream."""
-        stream = self.new_stream(next(self._ids))
-        self.carry(0, lambda far: far.open_inbound(stream.stream_id))
-        return stream
-
-    def open_inbound(self, stream_id: int) -> None:
-        """The other end has opened a stream."""
-        if self.host.protocols.admit(self.peer):
-            self.host.protocols.answer(self.peer, self.new_stream(stream_id))
-        else:
-            self.carry(0, lambda near: near.reset_stream(stream_id))
-
-    def new_stream(self, stream_id: int) -> FlowStream:
-        """Register a stream under ``stream_id``, in either direction."""
-        limits = self.host.network.limits
-        stream = FlowStream(
-            self,
-            stream_id,
-            credit=limits.receive_window_bytes,
-            window_bytes=limits.receive_window_bytes,
-            timeout_s=limits.stream_timeout_s,
-            meter=self.host.meter,
-        )
-        self.streams[stream_id] = stream
-        return stream
-
-    def close(self, reason: str, *, tell: str) -> None:
-        """End the connection here for ``reason``; the other end learns ``tell`` one latency later."""
-        self.carry(0, lambda far: far.lose(tell))
-        self.lose(reason)
-
-    def lose(self, reason: str) -> None:
-        """The connection is over at this end."""
-        self.over = True
-        for stream in self.streams.values():
-            stream.break_off(reason)
-        self.streams.clear()
-        self.host.forget(self, reason)
-
-    # --- FrameSink ----------------------------------------------------------------------------------------------
-
-    async def wait_sendable(self) -> None:
-        """Wait for nothing: credits bound what is under way."""
-
-    def send_data(self, stream: FlowStream, payload: memoryview) -> None:
-        """Carry bytes; landing outside of the window ends the connection."""
-        data = bytes(payload)
-
-        def arrive(far: _Side) -> None:
-            if (target := far.streams.get(stream.stream_id)) is None:
-                far.carry(0, lambda near: near.reset_stream(stream.stream_id))
-            elif target.accept_bytes(len(data)):
-                target.deliver(data)
-            else:
-                far.close("the peer sent past its receive window", tell="the connection broke")
-
-        self.carry(len(data), arrive)
-
-    def send_credit(self, stream: FlowStream, count: int) -> None:
-        """Carry credit."""
-        self._to_stream(stream, lambda target: target.add_credit(count))
-
-    def send_eof(self, stream: FlowStream) -> None:
-        """Carry the end of one direction."""
-        self._to_stream(stream, FlowStream.deliver_eof)
-
-    def send_reset(self, stream: FlowStream) -> None:
-        """Carry the end of both."""
-        self.carry(0, lambda far: far.reset_stream(stream.stream_id))
-
-    def forget(self, stream: FlowStream) -> None:
-        """Frames for this stream are discarded from now on."""
-        self.streams.pop(stream.stream_id, None)
-
-    def reset_stream(self, stream_id: int) -> None:
-        """The other end has reset a stream."""
-        if stream := self.streams.pop(stream_id, None):
-            stream.break_off("the peer reset the stream")
-
-    def _to_stream(self, stream: FlowStream, action: Callable[[FlowStream], None]) -> None:
-        def arrive(far: _Side) -> None:
-            if target := far.streams.get(stream.stream_id):
-                action(target)
-
-        self.carry(0, arrive)
-
-
 class SimHost:
     """One peer's Transport in the simulated network; its tasks run in ``nursery``."""
 
-    def __init__(self, network: SimNetwork, peer: PeerId, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, network: SimNetwork, peer: PeerId, nursery: trio.Nursery, number: int, lines: Lines
+    ) -> None:
         self.network = network
+        self.number = number
+        """Of the peer, in the order of first appearance."""
+        self.lines = lines
         self.meter = Meter()
         self.protocols = Protocols(network.limits, nursery)
+        self.nursery = nursery
         self._local = PeerRecord(peer, (address_of(peer),))
-        self._nursery = nursery
         self._events = PeerEvents(network.limits.peer_events_max)
-        self._sides: dict[PeerId, _Side] = {}
+        self._sides: dict[PeerId, Side] = {}
 
     # --- Transport ----------------------------------------------------------------------------------------------
 
@@ -341,6 +281,7 @@ class SimHost:
 
     async def connect(self, record: PeerRecord) -> None:
         """Connect to a peer; takes one and a half round trips. Raises PeerUnreachable."""
+        network = self.network
         me, peer = self._local.peer, record.peer
         if peer == me:
             raise PeerUnreachable("that is this node's own id")
@@ -348,32 +289,29 @@ class SimHost:
             return await trio.lowlevel.checkpoint()
         if not record.addresses:
             raise PeerUnreachable(f"cannot reach {peer} (no address is known)")
-        if not self.network.reachable(me, peer):
-            await trio.sleep(self.network.limits.dial_timeout_s)
+        if peer in network.undiallable or not network.reachable(me, peer):
+            await trio.sleep(network.limits.dial_timeout_s)
             raise PeerUnreachable(f"cannot reach {peer} (no address answered in time)")
-        await trio.sleep(1.5 * (self.network.latency_s(me, peer) + self.network.latency_s(peer, me)))
-        target = self.network.hosts.get(peer)
+        round_trip_s = network.link(me, peer).latency_s + network.link(peer, me).latency_s
+        await trio.sleep(1.5 * round_trip_s)
+        target = network.hosts.get(peer)
         if target is None or not set(target.local.addresses) & set(record.addresses):
             raise PeerUnreachable(f"cannot reach {peer} (connection refused)")
         if peer in self._sides:  # the peer dialled us at the same moment
             return None
-        if max(len(self._sides), len(target._sides)) >= self.network.limits.peers_max:
+        if not network.reachable(me, peer):
+            await trio.sleep(network.limits.dial_timeout_s)
+            raise PeerUnreachable(f"cannot reach {peer} (no address answered in time)")
+        if max(len(self._sides), len(target._sides)) >= network.limits.peers_max:
             raise PeerUnreachable(f"cannot reach {peer} (too many connections)")
-        near, far = _Side(self, peer, outbound=True), _Side(target, me, outbound=False)
-        near.join(far)
-        far.join(near)
-        for side in (near, far):
-            side.host._sides[side.peer] = side
-            side.host._events.up(side.peer, outbound=side is near)
+        network.connect(self, target)
         return None
 
     async def open_stream(self, peer: PeerId, protocol: ProtocolName) -> trio.abc.HalfCloseableStream:
         """A stream to a connected peer, after one round trip. Raises as the real one does."""
         if (side := self._sides.get(peer)) is None:
             raise PeerUnreachable(f"not connected to {peer}")
-        stream = side.open_stream()
-        await self.protocols.request(peer, stream, protocol)
-        return stream
+        return await side.open_stream(protocol)
 
     async def disconnect(self, peer: PeerId, reason: str) -> None:
         """Close the connection to ``peer``."""
@@ -383,22 +321,30 @@ class SimHost:
 
     # --- the simulator's side -----------------------------------------------------------------------------------
 
-    def stop(self, tell: str) -> None:
-        """The host is gone: every peer learns ``tell``, and its tasks and block are cancelled."""
-        if self.network.hosts.get(self._local.peer) is self:
-            del self.network.hosts[self._local.peer]
-        for side in list(self._sides.values()):
-            side.close("this node is stopping", tell=tell)
-        self._events.close()
-        self._nursery.cancel_scope.cancel()
+    def sides(self) -> list[Side]:
+        """Our ends of all connections."""
+        return list(self._sides.values())
 
-    def lose(self, peer: PeerId, reason: str) -> None:
-        """The connection to ``peer``, if there is one, has fallen silent."""
-        if side := self._sides.get(peer):
-            side.lose(reason)
+    def side(self, peer: PeerId) -> Side | None:
+        """Our end of the connection to ``peer``, if there is one."""
+        return self._sides.get(peer)
 
-    def forget(self, side: _Side, reason: str) -> None:
+    def add(self, side: Side, *, outbound: bool) -> None:
+        """A connection is up."""
+        self._sides[side.peer] = side
+        self._events.up(side.peer, outbound=outbound)
+
+    def forget(self, side: Side, reason: str) -> None:
         """A connection has ended."""
         if self._sides.get(side.peer) is side:
             del self._sides[side.peer]
             self._events.down(side.peer, reason)
+
+    def stop(self, tell: str) -> None:
+        """The host is gone: every peer learns ``tell``, and its tasks and block are cancelled."""
+        if self.network.hosts.get(self._local.peer) is self:
+            del self.network.hosts[self._local.peer]
+        for side in self.sides():
+            side.close("this node is stopping", tell=tell)
+        self._events.close()
+        self.nursery.cancel_scope.cancel()

@@ -44,8 +44,16 @@ class Protocols:
         return True
 
     def answer(self, peer: PeerId, stream: FlowStream) -> None:
-        """Serve an admitted inbound stream in a task of its own."""
-        self._nursery.start_soon(self._answer, peer, stream)
+        """Serve an admitted inbound stream in a task of its own, which agrees on its protocol first."""
+        self._nursery.start_soon(self._serve, peer, stream, None)
+
+    def serves(self, protocol: ProtocolName) -> bool:
+        """Whether streams of ``protocol`` are answered here."""
+        return protocol in self._handlers
+
+    def answer_agreed(self, peer: PeerId, stream: FlowStream, protocol: ProtocolName) -> None:
+        """Serve an admitted inbound stream of a protocol that was named in advance and is served."""
+        self._nursery.start_soon(self._serve, peer, stream, protocol)
 
     async def request(self, peer: PeerId, stream: FlowStream, protocol: ProtocolName) -> None:
         """Agree with ``peer`` on the protocol of a fresh outbound stream, or reset it.
@@ -63,15 +71,15 @@ class Protocols:
             if not agreed:
                 stream.reset("the protocol was not agreed on")
 
-    async def _answer(self, peer: PeerId, stream: FlowStream) -> None:
-        protocol = ProtocolName("an unknown protocol")
+    async def _serve(self, peer: PeerId, stream: FlowStream, protocol: ProtocolName | None) -> None:
         try:
-            with trio.fail_after(self._limits.stream_timeout_s):
-                protocol = await multistream.answer(stream, self._handlers)
+            if protocol is None:
+                with trio.fail_after(self._limits.stream_timeout_s):
+                    protocol = await multistream.answer(stream, self._handlers)
             await self._handlers[protocol](peer, stream)
             await stream.aclose()
         except (GossamerError, trio.BrokenResourceError, trio.TooSlowError) as error:
-            _log.debug("a stream of %s for %s failed: %s", peer, protocol, error)
+            _log.debug("a stream of %s for %s failed: %s", peer, protocol or "an unknown protocol", error)
         except Exception:
             _log.exception("the handler of %s failed on a stream of %s", protocol, peer)
         finally:

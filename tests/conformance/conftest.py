@@ -16,6 +16,7 @@ import pytest
 import trio
 import trio.testing
 
+from netsim.determinism import SimClock
 from netsim.network import SimNetwork, open_sim_network
 from p2p.identity import Identity
 from p2p.libp2p_transport import open_libp2p
@@ -73,7 +74,7 @@ def world_kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def clock(world_kind: str) -> trio.abc.Clock | None:
     """The world's time. Every test takes it, because pytest-trio looks for a clock in a test's own arguments."""
-    return trio.testing.MockClock(autojump_threshold=0) if world_kind == "simulated" else None
+    return SimClock() if world_kind == "simulated" else None
 
 
 @pytest.fixture

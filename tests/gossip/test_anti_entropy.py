@@ -121,7 +121,7 @@ async def test_a_swarm_that_is_a_chain_still_agrees(autojump_clock):
 async def test_partitioned_halves_agree_after_they_meet_again(autojump_clock):
     async with swarm(4) as (network, members):
         left, right = members[:2], members[2:]
-        network.partition([m.peer for m in left], [m.peer for m in right])
+        network.cut([m.peer for m in left], [m.peer for m in right])
         await trio.sleep(30)
         for member in members:
             member.table.publish("heartbeat", heartbeat(step=9))

@@ -162,7 +162,7 @@ async def test_a_silent_death_costs_the_deadline_of_a_call(autojump_clock):
         await world.committed(1, within_s=5)
         silent = proposer_of(world)
         rest = {peer_named(number) for number in range(4)} - {peer_named(silent)}
-        world.network.partition([peer_named(silent)], rest)
+        world.network.cut([peer_named(silent)], rest)
         for member in world.up:
             if member.number != silent:
                 member.merger.due(2)
@@ -192,7 +192,7 @@ async def test_a_minority_waits_and_says_so_and_the_majority_goes_on(autojump_cl
     async with open_world(5) as world:
         world.due(1)
         await world.committed(1, within_s=5)
-        world.network.partition([peer_named(0), peer_named(1)], [peer_named(n) for n in (2, 3, 4)])
+        world.network.cut([peer_named(0), peer_named(1)], [peer_named(n) for n in (2, 3, 4)])
         await trio.sleep(15)
         world.due(2)
         await trio.sleep(20)
@@ -209,7 +209,7 @@ async def test_after_a_long_partition_the_larger_branch_wins(autojump_clock):
     async with open_world(5) as world:
         world.due(1)
         await world.committed(1, within_s=5)
-        world.network.partition([peer_named(0), peer_named(1)], [peer_named(n) for n in (2, 3, 4)])
+        world.network.cut([peer_named(0), peer_named(1)], [peer_named(n) for n in (2, 3, 4)])
         await trio.sleep(3.5 * PERIOD_S)
         world.due(2)
         await world.committed(2, within_s=10)
@@ -477,7 +477,7 @@ async def test_a_stormy_day_leaves_one_chain(seed, autojump_clock):
                         world.crash(luck.randrange(5))
                     case 1:
                         left = set(luck.sample(range(5), luck.randint(1, 2)))
-                        world.network.partition(
+                        world.network.cut(
                             [peer_named(n) for n in left], [peer_named(n) for n in set(range(5)) - left]
                         )
                     case _:

@@ -14,8 +14,8 @@ from netsim.determinism import FLAG, GENERATOR, deterministic_scheduling
 
 PROGRAM = """
 import hashlib, random
-import trio, trio.testing
-from netsim.determinism import deterministic_scheduling
+import trio
+from netsim.determinism import SimClock, deterministic_scheduling
 from netsim.network import LinkModel, open_sim_network
 from p2p.transport import PeerId, ProtocolName
 
@@ -46,7 +46,7 @@ async def main():
                 nursery.start_soon(node, number)
 
 with deterministic_scheduling(3):
-    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    trio.run(main, clock=SimClock())
 print(trace.hexdigest())
 """
 

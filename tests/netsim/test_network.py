@@ -91,7 +91,7 @@ async def test_a_short_partition_delays_and_a_long_one_disconnects(
     await hosts[A].connect(hosts[B].local)
     await hosts[A].connect(hosts[C].local)
     events = hosts[A].peer_events()
-    network.partition([A], [B])
+    network.cut([A], [B])
 
     async def heal_later() -> None:
         await trio.sleep(5)
@@ -105,7 +105,7 @@ async def test_a_short_partition_delays_and_a_long_one_disconnects(
         await (await hosts[A].open_stream(B, ECHO)).aclose()
         assert 5 <= trio.current_time() - started < 6
 
-    network.partition([A], [B, C])
+    network.cut([A], [B, C])
     cut_at = trio.current_time()
     lost = {await events.receive(), await events.receive()}
     assert lost == {PeerDown(peer, "no sign of life for 12 s") for peer in (B, C)}

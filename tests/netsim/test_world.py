@@ -220,8 +220,7 @@ async def test_a_merge_with_a_beginner_leaves_nobody_out(autojump_clock: MockClo
 REPLAY = """
 import trio
 import tests.conftest  # quiet logs
-from trio.testing import MockClock
-from netsim.determinism import deterministic_scheduling
+from netsim.determinism import SimClock, deterministic_scheduling
 from netsim.world import open_world
 from tests.netsim.test_world import SPEC, finished, small_corpus, until
 
@@ -234,7 +233,7 @@ async def main():
             print(node.merges.last.record, node.loss, took_s, traffic.bytes_sent, traffic.bytes_received)
 
 with deterministic_scheduling(9):
-    trio.run(main, clock=MockClock(autojump_threshold=0))
+    trio.run(main, clock=SimClock())
 """
 
 
