@@ -1,17 +1,42 @@
 """Results of simulations as JSON lines: what is written, and read again to be replayed or drawn.
 
 Owns the form of a results file: one ``Header``, then for each seed its ``Sample`` and ``Event`` lines as they came and
-one ``SeedResult``. Values only; figures are in seconds of virtual time and bytes unless their name says otherwise.
+one ``SeedResult``. Figures are in seconds of virtual time and bytes unless their name says otherwise. Files may be far
+larger than memory, so they are read line by line.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import msgspec
 
+from p2p.errors import GossamerError
+
 FORMAT = 1
 """Version of the file's form; a reader refuses another one."""
+
+METRICS = {
+    "final_loss": "mean loss of the nodes that are up at the end",
+    "loss_spread": "standard deviation of that loss over the nodes",
+    "dispersion": "distance of the nodes' weights from their mean, relative, at the end",
+    "commits": "merges committed",
+    "merges_due": "merges that came due",
+    "commit_share": "due merges committed with 90 % of the members that lived through them",
+    "join_rounds_max": "merges until a newcomer contributed, the slowest",
+    "up_share": "of the machines up, mean over time",
+    "mixes_per_node": "mixes per node",
+    "mix_failure_share": "mixes that failed",
+    "bytes_per_node": "bytes sent per node",
+    "bytes_per_s_peak": "bytes sent per second by one node, peak",
+    "deliveries_per_node_round": "deliveries per node and round",
+    "deliveries_per_s": "deliveries per second of real time",
+    "speedup": "virtual seconds per second of real time",
+}
+"""The figures of a summary, in the order in which they are shown: what each is, in words."""
 
 
 class _Line(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="line"):
@@ -91,3 +116,90 @@ class SeedResult(_Line, frozen=True, kw_only=True, tag="seed"):
 
 
 Line: TypeAlias = Header | Sample | Event | SeedResult
+
+
+class ResultsError(GossamerError):
+    """A results file that cannot be read: which line, and what is wrong with it."""
+
+
+def header_for(scenario_toml: str) -> Header:
+    """The first line of a results file that is written now."""
+    return Header(format=FORMAT, version=version("gossamer"), scenario=scenario_toml)
+
+
+def encode_line(line: Line) -> bytes:
+    """``line`` as one line of JSON, its end included."""
+    return msgspec.json.encode(line) + b"\n"
+
+
+def read_header(path: Path) -> Header:
+    """The header of a results file. Raises ResultsError."""
+    return next(_lines(path))  # type: ignore[return-value]
+
+
+def read_lines(path: Path) -> Iterator[Sample | Event | SeedResult]:
+    """All lines of a results file after its header, in order. Raises ResultsError."""
+    lines = _lines(path)
+    next(lines)
+    yield from lines  # type: ignore[misc]
+
+
+_DECODER = msgspec.json.Decoder(Line)
+
+
+class _Form(msgspec.Struct):
+    """As much of a first line as every version of this file has."""
+
+    line: str
+    format: int
+    version: str = "unknown"
+
+
+def _lines(path: Path) -> Iterator[Line]:
+    try:
+        with path.open("rb") as file:
+            yield _header(path, file.readline())
+            for number, data in enumerate(file, start=2):
+                try:
+                    if not data.endswith(b"\n"):
+                        raise ResultsError(
+                            f"line {number} of {path} ends in the middle",
+                            why="what wrote it was stopped, so the seed it belongs to is not whole",
+                            fix=f"drop that line and read the rest: sed -i '$d' {path}",
+                        )
+                    line = _DECODER.decode(data)
+                    if isinstance(line, Header):
+                        raise msgspec.ValidationError("a second header")
+                except msgspec.MsgspecError as error:
+                    raise ResultsError(
+                        f"line {number} of {path} is no line of results: {error}",
+                        why="a results file with a wrong line cannot be trusted in the others",
+                        fix="make it anew: gossamer sim run",
+                    ) from error
+                yield line
+    except OSError as error:
+        raise ResultsError(
+            f"cannot read the results {path}: {error.strerror}",
+            why="results are written by gossamer sim run",
+            fix="name a file that it wrote, for example --out FILE.jsonl",
+        ) from error
+
+
+def _header(path: Path, data: bytes) -> Header:
+    try:
+        form = msgspec.json.decode(data, type=_Form)
+        if form.line != "header":
+            raise msgspec.ValidationError(f"it begins with a {form.line}")
+        if form.format != FORMAT:
+            raise ResultsError(
+                f"{path} has format {form.format}, this program reads format {FORMAT}",
+                why=f"it was written by gossamer {form.version}, whose lines mean something else",
+                fix="read it with that version, or make it anew: gossamer sim run",
+            )
+        return msgspec.json.decode(data, type=Header)
+    except msgspec.MsgspecError as error:
+        raise ResultsError(
+            f"{path} is not a results file: {error}",
+            why="a results file begins with a header that says what was simulated",
+            fix="name a file that gossamer sim run wrote",
+        ) from error
