@@ -95,7 +95,7 @@ class SimClock(trio.abc.Clock):
 
 def sim_clock() -> SimClock:
     """The clock of this run. Raises RuntimeError outside of a simulation."""
-    clock = scheduler.GLOBAL_RUN_CONTEXT.runner.clock
+    clock: Any = scheduler.GLOBAL_RUN_CONTEXT.runner.clock
     if type(clock) is not SimClock:
         raise RuntimeError("netsim needs trio.run(..., clock=SimClock())")
     return clock

@@ -1,16 +1,17 @@
 """A world of nodes in virtual time: the daemon's own Node on simulated machines.
 
-Owns the machines (key, disk, speed), which outlive the processes on them, and starts, kills and restarts those
-processes. What happens in the network between them is ``netsim.network``'s to say. Everything follows from the
-spec, the text and one seed, inside ``netsim.determinism``.
+Owns the machines (key, disk, speed), which outlive the processes on them, and starts, stops, kills and restarts those
+processes. What happens in the network between them is ``netsim.network``'s to say, what they learn is handed in.
+Everything follows from the spec, the learners and one seed, inside ``netsim.determinism``.
 """
 
 from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import trio
 from blake3 import blake3
@@ -18,37 +19,77 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from netsim.compute import SimCompute
 from netsim.disk import SimDisk
-from netsim.network import LinkModel, SimNetwork, open_sim_network
+from netsim.network import HOME_LINK, LinkModel, SimNetwork, address_of, open_sim_network
+from netsim.signer import StubSigner, machine_peer, world_key
 from node.costs import Costs
-from node.life import begin_life
+from node.life import NodeState, begin_life
 from node.node import Node
 from node.runtime import Runtime
-from p2p.identity import Identity
+from p2p.identity import Identity, Signer
 from p2p.limits import DEFAULT_LIMITS, Limits
+from p2p.transport import PeerId
 from training.data import Corpus
+from training.learner import Learner
 from training.run_spec import RunSpec, run_id
 from training.trainer import Trainer
 
-HOME_LINK = LinkModel()
-"""Between any two machines unless a scenario says otherwise."""
+BOOTSTRAP_ADDRESSES = 3
+"""As many as an invite names."""
+RESTART_S = 5.0
+"""Between two attempts to start a process that ended by itself, as a service manager would wait."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Machine:
     """What survives a killed process: the key, the disk and the hardware."""
 
-    identity: Identity
+    number: int
+    identity: Signer
     disk: SimDisk
     compute: SimCompute
     costs: Costs
-    part: tuple[int, int]
+    honest: bool = True
+    wanted: bool = False
+    """Whether a process shall run here."""
     node: Node | None = None
     """The process running now."""
     process: trio.CancelScope | None = None
+    ended: trio.Event = field(default_factory=trio.Event)
+    """Set once no task of the last process is left."""
+    starts_s: list[float] = field(default_factory=list)
+    """When each life began."""
+    bytes_sent_before: int = 0
+    """By the processes before the one running now."""
+
+    @property
+    def peer(self) -> PeerId:
+        """Its name in the swarm."""
+        return self.identity.peer
+
+    @property
+    def bytes_sent(self) -> int:
+        """Payload bytes over all its lives."""
+        now = self.node.runtime.transport.traffic().bytes_sent if self.node is not None else 0
+        return self.bytes_sent_before + now
+
+
+LearnerFactory = Callable[[Machine], Learner]
+Eligible = Callable[[PeerId, PeerId], bool]
+"""Whether the first may mix with the second."""
+
+
+class Observer(Protocol):
+    """Told of every process: ``netsim.checkers`` look, ``netsim.metrics`` counts."""
+
+    def started(self, machine: Machine) -> None:
+        """A node was built on ``machine`` and has not run yet."""
+
+    def stopped(self, machine: Machine, how: str) -> None:
+        """Its process is gone (killed, power-cut, left or failed); ``machine.node`` is still the old one."""
 
 
 class World:
-    """``machines`` on one network, all for one run."""
+    """Machines on one network, all for one run."""
 
     def __init__(
         self,
@@ -56,31 +97,68 @@ class World:
         nursery: trio.Nursery,
         *,
         spec: RunSpec,
-        corpus: Corpus,
-        machines: int,
         seed: int,
+        learners: LearnerFactory,
+        signer: Callable[[int, int], Signer] = lambda seed, number: StubSigner(
+            machine_peer(seed, number), world_key(seed)
+        ),
+        eligible: Eligible | None = None,
+        failed: Callable[[Machine, BaseException], None] | None = None,
     ) -> None:
+        """``signer(seed, machine)`` names a machine; ``failed`` hears of exceptions that ended a node, which are raised
+        without it."""
         self.network = network
         self.spec = spec
+        self.seed = seed
+        self.machines: list[Machine] = []
+        self.observers: list[Observer] = []
+        self.core: tuple[int, ...] = ()
+        """Machines that must agree in the end; set for the liveness phase."""
+        self.calm_since_s: float | None = 0.0
+        """Since when nothing has been going wrong; None while something does."""
         self._nursery = nursery
-        self._corpus = corpus
-        self._seed = seed
-        self.machines = [
-            Machine(
-                identity=_identity(seed, number),
-                disk=SimDisk(),
-                compute=SimCompute(),
-                costs=Costs(),
-                part=(number + 1, machines),
-            )
-            for number in range(machines)
-        ]
+        self._learners = learners
+        self._signer = signer
+        self._eligible = eligible
+        self._failed = failed
+
+    def add_machine(
+        self, *, disk: SimDisk | None = None, compute: SimCompute | None = None, costs: Costs | None = None
+    ) -> Machine:
+        """One more machine, off."""
+        number = len(self.machines)
+        machine = Machine(
+            number=number,
+            identity=self._signer(self.seed, number),
+            disk=disk or SimDisk(),
+            compute=compute or SimCompute(),
+            costs=costs or Costs(),
+        )
+        machine.ended.set()
+        self.machines.append(machine)
+        return machine
+
+    def up(self) -> list[Machine]:
+        """The machines whose process runs."""
+        return [machine for machine in self.machines if machine.node is not None]
+
+    # --- processes --------------------------------------------------------------------------------------------
+
+    def switch_on(self, number: int, *, bootstrap: Sequence[int] = ()) -> trio.Event:
+        """Have a process run on one machine; ``bootstrap`` names the machines whose addresses it is given.
+
+        Returns the event of its node being there.
+        """
+        machine = self.machines[number]
+        assert not machine.wanted, f"machine {number} is on already"
+        machine.wanted = True
+        started = trio.Event()
+        self._nursery.start_soon(self._keep_running, machine, bootstrap, started)
+        return started
 
     async def start(self, number: int, *, bootstrap: int | None = None) -> Node:
-        """Start the process of one machine; ``bootstrap`` is the machine whose address it is given."""
-        started = trio.Event()
-        self._nursery.start_soon(self._run, number, bootstrap, started)
-        await started.wait()
+        """Start the process of one machine and return its node; ``bootstrap`` is the machine it is told of."""
+        await self.switch_on(number, bootstrap=() if bootstrap is None else (bootstrap,)).wait()
         node = self.machines[number].node
         assert node is not None
         return node
@@ -88,55 +166,131 @@ class World:
     async def start_all(self) -> list[Node]:
         """Start every machine, the first one being everybody's bootstrap."""
         return [
-            await self.start(number, bootstrap=0 if number else None) for number in range(len(self.machines))
+            await self.start(machine.number, bootstrap=0 if machine.number else None)
+            for machine in self.machines
         ]
 
     def kill(self, number: int) -> None:
         """``kill -9``: the process is gone between two instants; its disk stays as it is."""
         machine = self.machines[number]
+        self.network.crash(machine.peer)
+        self._end(machine, "killed")
+
+    async def power_cut(self, number: int) -> None:
+        """The machine goes dark: peers notice by its silence, and its disk keeps what was synced."""
+        machine = self.machines[number]
+        self.network.vanish(machine.peer)
+        self._end(machine, "power-cut")
+        await machine.ended.wait()
+        machine.disk.power_cut()
+
+    async def leave(self, number: int) -> None:
+        """Stop the process as a person would; returns once it is gone."""
+        machine = self.machines[number]
+        machine.wanted = False
+        if machine.node is not None:
+            machine.node.stop()
+        await machine.ended.wait()
+
+    def _end(self, machine: Machine, how: str) -> None:
         assert machine.process is not None
-        self.network.crash(machine.identity.peer)
+        machine.wanted = False
         machine.process.cancel()
+        self._gone(machine, how)
+
+    def _gone(self, machine: Machine, how: str) -> None:
+        """Once for each process: what it leaves behind is looked at before it is let go."""
+        if machine.node is None:
+            return
+        machine.bytes_sent_before = machine.bytes_sent
+        for observer in self.observers:
+            observer.stopped(machine, how)
         machine.node = machine.process = None
 
-    async def _run(self, number: int, bootstrap: int | None, started: trio.Event) -> None:
-        machine = self.machines[number]
-        known = []
-        if bootstrap is not None:
-            peer = self.machines[bootstrap].identity.peer
-            known = [f"{self.network.hosts[peer].local.addresses[0]}/p2p/{peer}"]
-        with trio.CancelScope() as machine.process:
-            async with self.network.open_host(machine.identity.peer) as transport:
-                machine.node = Node(
-                    Runtime(
-                        transport=transport,
-                        disk=machine.disk,
-                        compute=machine.compute,
-                        signer=machine.identity,
-                        rng=random.Random(f"{self._seed}/{number}"),
-                        wall_time_s=trio.current_time,
-                        costs=machine.costs,
-                    ),
-                    spec=self.spec,
-                    trainer=Trainer(
-                        self.spec,
-                        self._corpus,
-                        run=run_id(self.spec),
-                        peer=machine.identity.peer,
-                        part=machine.part,
-                        device="cpu",
-                        threads=1,
-                    ),
-                    state=await begin_life(machine.disk, wall_time_s=trio.current_time()),
-                    bootstrap=known,
-                    agent="netsim",
-                    store_bytes_max=machine.disk.capacity_bytes // 2,
-                    upload_bytes_per_s_max=0,
-                    download_bytes_per_s_max=0,
-                    limits=self.network.limits,
-                )
-                started.set()
-                await machine.node.run()
+    async def _keep_running(self, machine: Machine, bootstrap: Sequence[int], started: trio.Event) -> None:
+        """Run the process, and again if it could not even begin: a full disk may have kept it from starting."""
+        await machine.ended.wait()
+        while machine.wanted:
+            machine.ended = trio.Event()
+            with trio.CancelScope() as machine.process:
+                try:
+                    state = await begin_life(machine.disk, wall_time_s=trio.current_time())
+                except OSError:
+                    pass
+                else:
+                    await self._live(machine, state, bootstrap, started)
+            machine.ended.set()
+            if machine.wanted:
+                await trio.sleep(RESTART_S)
+
+    async def _live(
+        self, machine: Machine, state: NodeState, bootstrap: Sequence[int], started: trio.Event
+    ) -> None:
+        try:
+            await self._run(machine, state, bootstrap, started)
+        except Exception as error:
+            if self._failed is None:
+                raise
+            self._failed(machine, error)
+            self._gone(machine, "failed")
+        else:
+            self._gone(machine, "left")
+
+    async def _run(
+        self, machine: Machine, state: NodeState, bootstrap: Sequence[int], started: trio.Event
+    ) -> None:
+        peers = [self.machines[number].peer for number in bootstrap][:BOOTSTRAP_ADDRESSES]
+        eligible = self._eligible
+        async with self.network.open_host(machine.peer) as transport:
+            runtime = Runtime(
+                transport=transport,
+                disk=machine.disk,
+                compute=machine.compute,
+                signer=machine.identity,
+                rng=random.Random(f"{self.seed}/{machine.number}/{len(machine.starts_s)}"),
+                wall_time_s=trio.current_time,
+                costs=machine.costs,
+            )
+            machine.starts_s.append(trio.current_time())
+            machine.node = Node(
+                runtime,
+                spec=self.spec,
+                trainer=self._learners(machine),
+                state=state,
+                bootstrap=[f"{address_of(peer)}/p2p/{peer}" for peer in peers],
+                agent="netsim",
+                store_bytes_max=machine.disk.capacity_bytes // 2,
+                upload_bytes_per_s_max=0,
+                download_bytes_per_s_max=0,
+                limits=self.network.limits,
+                eligible=(lambda peer: eligible(machine.peer, peer)) if eligible else None,
+            )
+            for observer in self.observers:
+                observer.started(machine)
+            started.set()
+            await machine.node.run()
+
+
+def text_learners(spec: RunSpec, corpus: Corpus, *, machines: int) -> LearnerFactory:
+    """The daemon's own trainer, each machine on its part of ``corpus``; newcomers share the parts."""
+
+    def build(machine: Machine) -> Learner:
+        return Trainer(
+            spec,
+            corpus,
+            run=run_id(spec),
+            peer=machine.peer,
+            part=(machine.number % machines + 1, machines),
+            device="cpu",
+            threads=1,
+        )
+
+    return build
+
+
+def ed25519_signer(seed: int, number: int) -> Identity:
+    """A real key, for scenarios in which forging is the question."""
+    return Identity(Ed25519PrivateKey.from_private_bytes(blake3(f"netsim/{seed}/{number}".encode()).digest()))
 
 
 @contextlib.asynccontextmanager
@@ -149,14 +303,20 @@ async def open_world(
     link: LinkModel = HOME_LINK,
     limits: Limits = DEFAULT_LIMITS,
 ) -> AsyncIterator[World]:
-    """A world on trio's current clock, all machines off. Leaving the block kills what still runs."""
+    """A world of equal machines with real keys and trainers, all off. Leaving the block kills what still runs."""
     async with (
         open_sim_network(random.Random(seed), link=link, limits=limits) as network,
         trio.open_nursery() as nursery,
     ):
-        yield World(network, nursery, spec=spec, corpus=corpus, machines=machines, seed=seed)
+        world = World(
+            network,
+            nursery,
+            spec=spec,
+            seed=seed,
+            learners=text_learners(spec, corpus, machines=machines),
+            signer=ed25519_signer,
+        )
+        for _ in range(machines):
+            world.add_machine()
+        yield world
         nursery.cancel_scope.cancel()
-
-
-def _identity(seed: int, number: int) -> Identity:
-    return Identity(Ed25519PrivateKey.from_private_bytes(blake3(f"netsim/{seed}/{number}".encode()).digest()))

@@ -11,7 +11,7 @@ stop ends with a checkpoint and a goodbye within ``STOP_TIMEOUT_S``.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import structlog
@@ -73,7 +73,9 @@ class Node:
         upload_bytes_per_s_max: int,
         download_bytes_per_s_max: int,
         limits: Limits,
+        eligible: Callable[[PeerId], bool] | None = None,
     ) -> None:
+        """``eligible``: whom of the members this node may mix with; None is everybody."""
         self.runtime = runtime
         self.spec = spec
         self.run_id = run_id(spec)
@@ -81,6 +83,7 @@ class Node:
         self.limits = limits
         self.local = runtime.signer.peer
         self._agent = agent
+        self._eligible = eligible or (lambda peer: True)
         self._stopping = trio.Event()
         adoptions_in, adoptions_out = trio.open_memory_channel[Adoption](16)
         self._exchanges_in, self._exchanges_out = trio.open_memory_channel[Exchange](1)
@@ -333,6 +336,7 @@ class Node:
     def _partners(self) -> list[Partner]:
         """Who may be mixed with: alive, not banned, and no beginner, whose weights would undo what was learned here."""
         alive = [peer for peer in self._alive() if peer != self.local and not self.ledger.banned(peer)]
+        alive = [peer for peer in alive if self._eligible(peer)]
         least = BEGINNER_TOKENS_SHARE * self.trainer.tokens
         return [Partner(peer, self._is_elder(peer)) for peer in alive if self._tokens_of(peer) >= least]
 
