@@ -61,8 +61,9 @@ class _Folder:
         if self.unsynced[path] is None:
             del self.unsynced[path]  # It never was on the disk.
 
-    def cut_power(self, rng: random.Random) -> None:
-        """Draw for each unsynced path what is found afterwards; that is durable then."""
+    def cut_power(self, rng: random.Random) -> set[str]:
+        """Draw for each unsynced path what is found afterwards; that is durable then. Returns the torn ones."""
+        torn = set()
         for path, before in self.unsynced.items():
             now = self.files.pop(path, None)
             found: list[bytes | None] = [now]
@@ -73,7 +74,10 @@ class _Folder:
             chosen = rng.choice(found)
             if chosen is not None:
                 self.files[path] = chosen
+                if chosen not in (now, before):
+                    torn.add(path)
         self.unsynced.clear()
+        return torn
 
     def _unsettle(self, path: str, before: bytes | None) -> None:
         if self.unsynced.get(path, _Never.COMES_BACK) is _Never.COMES_BACK:
@@ -113,6 +117,8 @@ class SimDisk:
         """Called before an operation has any effect."""
         self.on_effect: OperationHook | None = None
         """Called once it has had its effect, before the process hears of it."""
+        self.damaged: set[str] = set()
+        """Paths that a fault ever left with bytes nobody wrote there: torn by a power cut, or with a bit flipped."""
         self._rng = rng or random.Random(0)
         self._folders: dict[str, _Folder] = {}
         self._used_bytes = 0
@@ -185,7 +191,7 @@ class SimDisk:
         self._lives += 1
         self._free_at_s = -math.inf
         for folder in self._folders.values():
-            folder.cut_power(self._rng)
+            self.damaged |= folder.cut_power(self._rng)
         self._used_bytes = sum(
             len(data) for folder in self._folders.values() for data in folder.files.values()
         )
@@ -209,6 +215,7 @@ class SimDisk:
         data = bytearray(folder.files[path])
         data[byte] ^= 1 << bit
         folder.files[path] = bytes(data)
+        self.damaged.add(path)
 
     def flip_random_bit(self, rng: random.Random) -> tuple[str, int] | None:
         """Bit rot in one file, each as likely as the others; returns its path and the byte, None on an empty disk."""
@@ -221,6 +228,18 @@ class SimDisk:
         byte = rng.randrange(len(self._folder(path).files[path]))
         self.flip_bit(path, byte, rng.randrange(8))
         return path, byte
+
+    # --- for those who look on --------------------------------------------------------------------------------
+
+    def files_in(self, folder: str) -> dict[str, bytes]:
+        """What a process would find directly in ``folder`` now, by path, sorted. Takes no time."""
+        found = self._folders.get(folder)
+        return dict(sorted(found.files.items())) if found is not None else {}
+
+    def is_unsynced(self, path: str) -> bool:
+        """Whether a power cut now could take back what a process sees under ``path``."""
+        found = self._folders.get(path.rpartition("/")[0])
+        return found is not None and path in found.unsynced
 
     # --- operations -------------------------------------------------------------------------------------------
 

@@ -252,6 +252,29 @@ async def test_bits_rot_in_both_images() -> None:
 # --- hooks --------------------------------------------------------------------------------------------------------
 
 
+async def test_onlookers_see_the_files_and_what_may_still_be_lost() -> None:
+    disk = SimDisk(rng=random.Random(1))
+    await disk.write_atomic("folder/kept", OLD)
+    await disk.write_atomic("folder/file", NEW, sync=False)
+    assert disk.files_in("folder") == {"folder/file": NEW, "folder/kept": OLD}
+    assert disk.files_in("nowhere") == {}
+    assert disk.is_unsynced("folder/file")
+    assert not disk.is_unsynced("folder/kept")
+    assert not disk.is_unsynced("nowhere/file")
+
+
+def test_damage_is_what_nobody_wrote() -> None:
+    async def cut(seed: int) -> bool:
+        disk = SimDisk(rng=random.Random(seed))
+        await disk.write_atomic("file", OLD)
+        await disk.write_atomic("file", NEW, sync=False)
+        disk.power_cut()
+        assert (disk.damaged == {"file"}) == (await disk.read("file") not in (OLD, NEW))
+        return bool(disk.damaged)
+
+    assert {run(cut, seed) for seed in range(20)} == {False, True}
+
+
 async def test_operations_are_numbered_and_told_before_and_after() -> None:
     disk = SimDisk()
     told: list[tuple[str, int, str, str, int]] = []
