@@ -118,7 +118,14 @@ def test_metropolis_preserves_the_mean_where_uniform_weights_do_not() -> None:
 
 
 CONNECTED = (
-    "full ring exponential one-peer-exponential k-regular:4 k-out:3 barabasi-albert:2 erdos-renyi".split()
+    "full",
+    "ring",
+    "exponential",
+    "one-peer-exponential",
+    "k-regular:4",
+    "k-out:3",
+    "barabasi-albert:2",
+    "erdos-renyi",
 )
 
 
