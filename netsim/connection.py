@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import struct
 from collections import deque
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -37,10 +36,6 @@ class Frame(IntEnum):
     EOF = 5
     RESET = 6
     CLOSE = 7
-
-
-STAMP = struct.Struct("<dIIBI")
-"""How a delivery enters the trace: time, numbers of the two hosts, kind, stream; then the payload."""
 
 
 @dataclass(slots=True)
@@ -125,9 +120,14 @@ class Side:
         network = self._network
         network.deliveries += 1
         if network.trace is not None:
-            stamp = (network.clock.current_time(), self.other.host.number, self.host.number, kind, stream_id)
-            network.trace.update(STAMP.pack(*stamp))
-            network.trace.update(payload)
+            network.trace.delivered(
+                network.clock.current_time(),
+                self.other.host.number,
+                self.host.number,
+                kind,
+                stream_id,
+                payload,
+            )
         match kind:
             case Frame.DATA:
                 self._land_data(stream_id, payload)

@@ -20,7 +20,7 @@ from typing import Protocol
 
 import trio
 
-from netsim.connection import Side
+from netsim.connection import Frame, Side
 from netsim.determinism import SimClock, sim_clock
 from netsim.links import Cut, Cuts, Line, LinkModel
 from p2p.errors import PeerUnreachable
@@ -39,10 +39,12 @@ HOME_LINK = LinkModel()
 
 
 class Trace(Protocol):
-    """Hears of every delivery, as bytes."""
+    """Hears of every delivery; hosts by their numbers."""
 
-    def update(self, data: bytes, /) -> object:
-        """One more piece."""
+    def delivered(
+        self, at_s: float, source: int, target: int, kind: Frame, stream_id: int, payload: bytes
+    ) -> None:
+        """A frame is there."""
 
 
 @dataclass(slots=True)

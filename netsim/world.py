@@ -49,6 +49,8 @@ class Machine:
     compute: SimCompute
     costs: Costs
     honest: bool = True
+    bootstrap: tuple[int, ...] = ()
+    """The machines whose addresses each of its processes is given."""
     wanted: bool = False
     """Whether a process shall run here."""
     node: Node | None = None
@@ -144,21 +146,23 @@ class World:
 
     # --- processes --------------------------------------------------------------------------------------------
 
-    def switch_on(self, number: int, *, bootstrap: Sequence[int] = ()) -> trio.Event:
-        """Have a process run on one machine; ``bootstrap`` names the machines whose addresses it is given.
+    def switch_on(self, number: int, *, bootstrap: Sequence[int] | None = None) -> trio.Event:
+        """Have a process run on one machine; ``bootstrap`` names the machines it is told of, now and later.
 
         Returns the event of its node being there.
         """
         machine = self.machines[number]
         assert not machine.wanted, f"machine {number} is on already"
         machine.wanted = True
+        if bootstrap is not None:
+            machine.bootstrap = tuple(bootstrap[:BOOTSTRAP_ADDRESSES])
         started = trio.Event()
-        self._nursery.start_soon(self._keep_running, machine, bootstrap, started)
+        self._nursery.start_soon(self._keep_running, machine, started)
         return started
 
     async def start(self, number: int, *, bootstrap: int | None = None) -> Node:
         """Start the process of one machine and return its node; ``bootstrap`` is the machine it is told of."""
-        await self.switch_on(number, bootstrap=() if bootstrap is None else (bootstrap,)).wait()
+        await self.switch_on(number, bootstrap=None if bootstrap is None else (bootstrap,)).wait()
         node = self.machines[number].node
         assert node is not None
         return node
@@ -176,13 +180,12 @@ class World:
         self.network.crash(machine.peer)
         self._end(machine, "killed")
 
-    async def power_cut(self, number: int) -> None:
+    def power_cut(self, number: int) -> None:
         """The machine goes dark: peers notice by its silence, and its disk keeps what was synced."""
         machine = self.machines[number]
         self.network.vanish(machine.peer)
-        self._end(machine, "power-cut")
-        await machine.ended.wait()
         machine.disk.power_cut()
+        self._end(machine, "power-cut")
 
     async def leave(self, number: int) -> None:
         """Stop the process as a person would; returns once it is gone."""
@@ -207,7 +210,7 @@ class World:
             observer.stopped(machine, how)
         machine.node = machine.process = None
 
-    async def _keep_running(self, machine: Machine, bootstrap: Sequence[int], started: trio.Event) -> None:
+    async def _keep_running(self, machine: Machine, started: trio.Event) -> None:
         """Run the process, and again if it could not even begin: a full disk may have kept it from starting."""
         await machine.ended.wait()
         while machine.wanted:
@@ -218,16 +221,14 @@ class World:
                 except OSError:
                     pass
                 else:
-                    await self._live(machine, state, bootstrap, started)
+                    await self._live(machine, state, started)
             machine.ended.set()
             if machine.wanted:
                 await trio.sleep(RESTART_S)
 
-    async def _live(
-        self, machine: Machine, state: NodeState, bootstrap: Sequence[int], started: trio.Event
-    ) -> None:
+    async def _live(self, machine: Machine, state: NodeState, started: trio.Event) -> None:
         try:
-            await self._run(machine, state, bootstrap, started)
+            await self._run(machine, state, started)
         except Exception as error:
             if self._failed is None:
                 raise
@@ -236,10 +237,8 @@ class World:
         else:
             self._gone(machine, "left")
 
-    async def _run(
-        self, machine: Machine, state: NodeState, bootstrap: Sequence[int], started: trio.Event
-    ) -> None:
-        peers = [self.machines[number].peer for number in bootstrap][:BOOTSTRAP_ADDRESSES]
+    async def _run(self, machine: Machine, state: NodeState, started: trio.Event) -> None:
+        peers = [self.machines[number].peer for number in machine.bootstrap]
         eligible = self._eligible
         async with self.network.open_host(machine.peer) as transport:
             runtime = Runtime(
