@@ -1,7 +1,7 @@
 """Scenarios by name: the ones that come with gossamer, files of one's own, and changes to either.
 
-Owns names, reading and writing scenario files, and ``--set``. What a file may say is ``netsim.scenario``'s, whether what
-it says is possible ``netsim.feasible``'s to judge; nothing is run here.
+Owns names, reading and writing scenario files, and ``--set``. What a file may say is ``netsim.scenario``'s, whether
+what it says is possible ``netsim.feasible``'s to judge; nothing is run here.
 """
 
 from __future__ import annotations
@@ -156,6 +156,8 @@ def _did_you_mean(path: Path) -> str:
 def _value(text: str, setting: str) -> Any:
     try:
         document = tomllib.loads(f"value = {text}")
+        if len(document) > 1:
+            raise tomllib.TOMLDecodeError("it is more than one value")
     except tomllib.TOMLDecodeError as error:
         if _BARE_WORD.fullmatch(text):
             return text
@@ -170,12 +172,10 @@ def _value(text: str, setting: str) -> Any:
 def _put(data: dict[str, Any], key: str, value: Any) -> None:
     """Set ``key`` in ``data``; keys that no scenario has are found when it is converted."""
     at: Any = data
-    *sections, last = _PLACE.sub(r".\1", key).split(".")
+    *sections, last = steps = _PLACE.sub(r".\1", key).split(".")
     for number, step in enumerate(sections):
-        if isinstance(at, list):
-            at = at[_place(at, step, key)]
-        else:
-            at = at.setdefault(step, {})
+        missing: list[Any] | dict[str, Any] = [] if steps[number + 1].isdecimal() else {}
+        at = at[_place(at, step, key)] if isinstance(at, list) else at.setdefault(step, missing)
         if not isinstance(at, dict | list):
             raise ScenarioError(
                 f"cannot set {key}: {'.'.join(sections[: number + 1])} is a value",
@@ -193,7 +193,7 @@ def _place(items: list[Any], step: str, key: str) -> int:
         return int(step)
     raise ScenarioError(
         f"cannot set {key}: there is no {step} in that list",
-        why=f"it has the places 0 to {len(items) - 1}" if items else "it is empty",
+        why=f"it has the places 0 to {len(items) - 1}" if items else "the scenario says nothing of it",
         fix="name one of its places, or set the list as a whole",
     )
 

@@ -81,11 +81,6 @@ def nearest(name: str, known: Sequence[str]) -> str:
     return next(iter(difflib.get_close_matches(name, known, n=1)), "")
 
 
-def tags(union: Any) -> tuple[str, ...]:
-    """The tags by which the members of a union of structs are told apart, in the order of the union."""
-    return _choices(inspect.type_info(union))
-
-
 def _unknown_key(key: str, path: str, node: inspect.Type | None, schema: Any) -> Explanation:
     known = _keys(node)
     near = nearest(key, known)
