@@ -109,11 +109,11 @@ class Commands:
             lane="train",
             cost_s=self._node.runtime.costs.evaluate_s,
         )
-        held_out = self._trainer.corpus.held_out
+        held_out_bytes = self._trainer.held_out_bytes
         return {
             "loss": loss,
-            "held_out_bytes": min(len(held_out), request.bytes_max or len(held_out)),
-            "held_out_digest": self._trainer.corpus.held_out_digest.hex(),
+            "held_out_bytes": min(held_out_bytes, request.bytes_max or held_out_bytes),
+            "held_out_digest": self._trainer.held_out_digest.hex(),
         }
 
     async def sample(self, request: Sample) -> dict[str, Any]:

@@ -34,8 +34,8 @@ from p2p.identity import Identity
 from p2p.libp2p_transport import open_libp2p
 from p2p.limits import Limits
 from p2p.transport import PeerRecord, Transport
-from training.data import Corpus
 from training.run_spec import RunSpec, canonical_bytes, run_id, spec_from_bytes
+from training.tasks import load_data
 from training.trainer import Trainer
 
 log = structlog.get_logger()
@@ -173,10 +173,9 @@ async def _fetch_spec(transport: Transport, bootstrap: Sequence[str], run: bytes
 
 
 def _build_trainer(spec: RunSpec, config: NodeConfig, peer: str) -> Trainer:
-    corpus = Corpus.load(spec.data.source, config.data_path)
     return Trainer(
         spec,
-        corpus,
+        load_data(spec, config.data_path),
         run=run_id(spec),
         peer=peer,
         part=config.part,

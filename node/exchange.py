@@ -94,9 +94,14 @@ class Exchanger:
         self._weights_epoch += 1
 
     async def exchange(self, due: Exchange) -> None:
-        """Pull the fragment from ``spec.peers`` random members and mix; failures are counted, logged, never raised."""
+        """Pull the fragment from ``spec.peers`` random members and mix; failures are counted, logged, never raised.
+
+        Comes to nothing where ``spec.probability`` has it so.
+        """
         rule, epoch = self._spec.rule, self._weights_epoch
         assert rule != "none", "a run without exchanges never asks for one"
+        if self._rng.random() >= self._spec.probability:
+            return
         partners = self._partners()
         if not partners:
             return

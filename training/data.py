@@ -1,6 +1,6 @@
 """The text a run learns from, and the order in which a node reads it.
 
-Owns the choice of files, the held-out split and the stream of batches. Never writes, never leaves the machine, never
+Owns the choice of files, the held-out split and the batches. Never writes, never leaves the machine, never
 looks inside bytes: anything is text to a byte-level model.
 
 The text is cut into units: a file, or for a file above 128 KiB its pieces of 32 KiB, so that one long file can be
@@ -17,6 +17,7 @@ import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from blake3 import blake3
@@ -36,7 +37,7 @@ Bytes = NDArray[np.uint8]
 
 
 class DataError(GossamerError):
-    """The text of a run is missing, empty or unreadable."""
+    """What a run learns from is missing, unreadable or not what its spec says."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,7 +49,7 @@ class Corpus:
     held_out_digest: bytes
 
     @classmethod
-    def load(cls, source: str, path: Path | None) -> Corpus:
+    def load(cls, source: Literal["stdlib", "text"], path: Path | None) -> Corpus:
         """The corpus of ``source``: ``stdlib``, or ``text`` read from the file or folder ``path``. Raises DataError."""
         if source == "stdlib":
             return cls.of(_read(root := Path(sysconfig.get_path("stdlib")), _stdlib_files(root)))
@@ -110,10 +111,10 @@ class Corpus:
         return np.lib.stride_tricks.sliding_window_view(self.held_out, context + 1)[::context]
 
 
-class BatchStream:
+class TextBatches:
     """Batches of text windows at random places, each a pure function of (``seed``, batch number).
 
-    ``position``, the number of the next batch, is the whole state. Raises DataError for a text shorter than a window.
+    Raises DataError for a text shorter than a window.
     """
 
     def __init__(self, text: Bytes, *, seed: bytes, batch: int, context: int) -> None:
@@ -123,18 +124,20 @@ class BatchStream:
                 why="a batch is made of windows as long as the model's context",
                 fix="add text, or take a larger part of it",
             )
-        self.position = 0
-        self._seed = blake3(seed).digest()
+        self._key = blake3(seed).digest()
         self._batch = batch
         self._windows = np.lib.stride_tricks.sliding_window_view(text, context + 1)
 
-    def next(self) -> Bytes:
-        """The next batch: uint8 of shape (batch, context + 1)."""
-        keyed = blake3(self.position.to_bytes(8, "little"), key=self._seed)
-        drawn = np.frombuffer(keyed.digest(length=8 * self._batch), "<u8")
-        self.position += 1
-        batch: Bytes = self._windows[drawn % len(self._windows)]
+    def at(self, number: int) -> Bytes:
+        """Batch ``number``: uint8 of shape (batch, context + 1)."""
+        batch: Bytes = self._windows[drawn(self._key, number, self._batch) % len(self._windows)]
         return batch
+
+
+def drawn(key: bytes, number: int, count: int) -> NDArray[np.uint64]:
+    """``count`` random 64-bit integers: a pure function of a 32-byte ``key`` and ``number``."""
+    keyed = blake3(number.to_bytes(8, "little"), key=key)
+    return np.frombuffer(keyed.digest(length=8 * count), "<u8")
 
 
 def _units(text: bytes) -> Iterator[bytes]:

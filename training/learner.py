@@ -1,12 +1,14 @@
 """What a node trains, as the node sees it: counters, flat weights in fragments, steps, a loss and a saved state.
 
-Owns the seam between a node and what learns in it. In life that is ``training.trainer``; a simulation may hand in
-anything whose weights are a flat vector. A learner never waits, never looks at a clock and knows no peers. It is not
-thread-safe: the node calls one method at a time, except ``read``, which may run beside the others.
+Owns the seam between a node and what learns in it, and what every learner demands of the values it is given. In life
+that is ``training.trainer``; a simulation may hand in anything whose weights are a flat vector. A learner never waits,
+never looks at a clock and knows no peers. It is not thread-safe: the node calls one method at a time, except ``read``,
+which may run beside the others.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -69,3 +71,17 @@ class Learner(Protocol):
 
     def load(self, data: bytes) -> None:
         """Go on from what ``save`` returned. Raises CheckpointError, and changes nothing, unless all of it is sound."""
+
+
+def check_values(values: Tensor, count: int) -> None:
+    """Raise ValueError unless ``values`` is what may enter weights: ``count`` elements, all of them finite."""
+    if values.shape != (count,):
+        raise ValueError(f"shape {tuple(values.shape)}, expected ({count},)")
+    if not all_finite(values):
+        raise ValueError("an element is not finite")
+
+
+def all_finite(values: Tensor) -> bool:
+    """Whether every element is a finite number."""
+    # A sum is finite only if every term is, and far cheaper; large terms may still overflow it.
+    return math.isfinite(values.sum().item()) or bool(torch.isfinite(values).all())

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from training.layout import TensorSpan
+from training.learner import all_finite
 from training.run_spec import MixingRuleName
 
 EPSILON = 1e-12
@@ -119,7 +120,7 @@ def check_peer_values(
     floor_square = (BEGINNER_RMS_FLOOR if beginner else RMS_FLOOR) ** 2
     if theirs.shape != own.shape:
         return Refused("shape", f"{tuple(theirs.shape)} values, expected {tuple(own.shape)}")
-    if not bool(torch.isfinite(theirs).all()):
+    if not all_finite(theirs):
         return Refused("non-finite", "an element is not finite")
     own_square_sum = their_square_sum = 0.0
     for span in spans:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.run_spec import ModelSpec
+from training.run_spec import GptSpec
 
 INIT_STD = 0.02
 
@@ -58,7 +58,7 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """The model of a run; ``generator`` (on the CPU) decides its initial weights."""
 
-    def __init__(self, spec: ModelSpec, generator: torch.Generator) -> None:
+    def __init__(self, spec: GptSpec, generator: torch.Generator) -> None:
         super().__init__()
         self.context = spec.context
         self.tokens = nn.Embedding(spec.vocab, spec.width)

@@ -5,16 +5,18 @@ run id and fetched from peers. Never holds what is one node's own (ports, device
 from a peer pass the same checks as a file of one's own; that they belong to the run is for the caller to see by
 comparing ``run_id``.
 
-Relies on: ``p2p.codec`` for the hardened canonical encoding.
+Some sections come in kinds, told apart by one key: ``model.kind``, ``data.source`` and ``optimizer.kind``. A file may
+leave that key out and means the default's; the canonical bytes always name it.
+
+Relies on: ``p2p.codec`` for the hardened canonical encoding, ``p2p.schema`` for what is wrong with a file.
 """
 
 from __future__ import annotations
 
-import difflib
-import re
+import itertools
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 from blake3 import blake3
@@ -22,8 +24,9 @@ from msgspec import Meta
 
 from p2p import codec
 from p2p.errors import GossamerError, MalformedMessage
+from p2p.schema import explain, with_default_kinds
 
-FORMAT = 1
+FORMAT = 2
 """Version of the canonical form. Another number is another run, and another program."""
 
 SPEC_BYTES_MAX = 64 << 10
@@ -33,6 +36,9 @@ PARAMETERS_MAX = 1 << 28
 """Parameters of the largest model: in fp32 one gibibyte, so that every fragment fits into a shard."""
 
 TOKENS_PER_STEP_MAX = 1 << 22
+
+ACTIVATIONS_PER_STEP_MAX = 1 << 26
+"""Numbers in a layer's output for one batch of an MLP: in fp32 256 MiB."""
 
 MixingRuleName = Literal["mean", "variance_corrected"]
 Wire = Literal["fp32", "bf16"]
@@ -46,8 +52,13 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Base of all sections: immutable, every key known, every value bounded."""
 
 
-class ModelSpec(_Section, frozen=True):
-    """A byte-level GPT (``training.model``)."""
+def _check_size(parameters: int) -> None:
+    if parameters > PARAMETERS_MAX:
+        raise ValueError(f"{parameters:,} parameters are more than the {PARAMETERS_MAX:,} allowed")
+
+
+class GptSpec(_Section, frozen=True, kw_only=True, tag_field="kind", tag="gpt"):
+    """A byte-level GPT (``training.model``), which learns from text."""
 
     vocab: Literal[256] = 256
     """Tokens are bytes."""
@@ -62,8 +73,7 @@ class ModelSpec(_Section, frozen=True):
             raise ValueError(
                 f"width must be a multiple of heads, and {self.width} is not one of {self.heads}"
             )
-        if self.parameters > PARAMETERS_MAX:
-            raise ValueError(f"{self.parameters:,} parameters are more than the {PARAMETERS_MAX:,} allowed")
+        _check_size(self.parameters)
 
     @property
     def parameters(self) -> int:
@@ -72,28 +82,101 @@ class ModelSpec(_Section, frozen=True):
         return self.layers * block + (self.vocab + self.context + 1) * self.width
 
 
-class DataSpec(_Section, frozen=True):
-    """What is learned (``training.data``)."""
+class MlpSpec(_Section, frozen=True, kw_only=True, tag_field="kind", tag="mlp"):
+    """A multi-layer perceptron (``training.mlp``), which learns to tell the classes of labelled examples apart."""
 
-    source: Literal["stdlib", "text"] = "stdlib"
-    """``stdlib``: the Python standard library's own sources; ``text``: files that each node names for itself."""
+    inputs: Annotated[int, Meta(ge=1, le=65536)]
+    """Features of an example."""
+    hidden: Annotated[tuple[Annotated[int, Meta(ge=1, le=8192)], ...], Meta(max_length=127)] = (100,)
+    """Widths of the layers between features and classes."""
+    classes: Annotated[int, Meta(ge=2, le=65536)]
+    activation: Literal["relu", "tanh"] = "relu"
+
+    def __post_init__(self) -> None:
+        _check_size(self.parameters)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Of all layers, the inputs and the classes among them."""
+        return (self.inputs, *self.hidden, self.classes)
+
+    @property
+    def layers(self) -> int:
+        """Layers that have weights."""
+        return len(self.hidden) + 1
+
+    @property
+    def parameters(self) -> int:
+        """Weights and biases of the model."""
+        return sum((fan_in + 1) * fan_out for fan_in, fan_out in itertools.pairwise(self.widths))
+
+
+ModelSpec: TypeAlias = GptSpec | MlpSpec
+
+
+class _TextSpec(_Section, frozen=True, kw_only=True, tag_field="source"):
     held_out_bytes: Annotated[int, Meta(ge=4096, le=16 << 20)] = 256 << 10
     """Held-out text that an evaluation reads, at most."""
 
 
-class OptimizerSpec(_Section, frozen=True):
+class StdlibDataSpec(_TextSpec, frozen=True, kw_only=True, tag="stdlib"):
+    """The Python standard library's own sources (``training.data``)."""
+
+
+class TextDataSpec(_TextSpec, frozen=True, kw_only=True, tag="text"):
+    """Text files that each node names for itself (``training.data``)."""
+
+
+class NpzDataSpec(_Section, frozen=True, kw_only=True, tag_field="source", tag="npz"):
+    """Labelled examples in an .npz file that each node names for itself (``training.labelled``)."""
+
+    held_out_examples: Annotated[int, Meta(ge=1, le=1 << 20)] = 10_000
+    """Held-out examples that an evaluation reads, at most."""
+
+
+DataSpec: TypeAlias = StdlibDataSpec | TextDataSpec | NpzDataSpec
+
+LearningRate: TypeAlias = Annotated[float, Meta(gt=0, le=1)]
+Steps: TypeAlias = Annotated[int, Meta(ge=0, le=1_000_000)]
+Decay: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
+ClipNorm: TypeAlias = Annotated[float, Meta(gt=0, le=1000)]
+Fraction: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
+Memory: TypeAlias = Annotated[float, Meta(ge=0, lt=1)]
+
+
+class AdamWSpec(_Section, frozen=True, kw_only=True, tag_field="kind", tag="adamw"):
     """AdamW with linear warm-up and cosine decay, the gradient clipped by its global norm."""
 
-    learning_rate: Annotated[float, Meta(gt=0, le=1)] = 2e-3
+    learning_rate: LearningRate = 2e-3
     """The peak, reached after the warm-up."""
-    warmup_steps: Annotated[int, Meta(ge=0, le=1_000_000)] = 20
-    weight_decay: Annotated[float, Meta(ge=0, le=1)] = 0.1
+    warmup_steps: Steps = 20
+    weight_decay: Decay = 0.1
     """On weights and embeddings only."""
-    beta1: Annotated[float, Meta(ge=0, lt=1)] = 0.9
-    beta2: Annotated[float, Meta(ge=0, lt=1)] = 0.95
-    clip_norm: Annotated[float, Meta(gt=0, le=1000)] = 1.0
-    min_rate_fraction: Annotated[float, Meta(ge=0, le=1)] = 0.1
+    beta1: Memory = 0.9
+    beta2: Memory = 0.95
+    clip_norm: ClipNorm = 1.0
+    min_rate_fraction: Fraction = 0.1
     """Where the cosine ends, as a fraction of the peak."""
+
+
+class SgdSpec(_Section, frozen=True, kw_only=True, tag_field="kind", tag="sgd"):
+    """Stochastic gradient descent with momentum, under the same schedule and clipping as AdamW.
+
+    ``warmup_steps = 0`` and ``min_rate_fraction = 1`` keep the rate constant.
+    """
+
+    learning_rate: LearningRate = 0.05
+    """The peak, reached after the warm-up."""
+    warmup_steps: Steps = 0
+    momentum: Memory = 0.9
+    weight_decay: Decay = 0.0
+    """On weights and embeddings only, and of the weights themselves, not by way of the momentum, as in AdamW."""
+    clip_norm: ClipNorm = 1.0
+    min_rate_fraction: Fraction = 0.1
+    """Where the cosine ends, as a fraction of the peak."""
+
+
+OptimizerSpec: TypeAlias = AdamWSpec | SgdSpec
 
 
 class TrainSpec(_Section, frozen=True):
@@ -102,7 +185,7 @@ class TrainSpec(_Section, frozen=True):
     steps: Annotated[int, Meta(ge=1, le=100_000_000)] = 600
     """Inner steps of each node."""
     batch: Annotated[int, Meta(ge=1, le=65536)] = 8
-    """Sequences in a step."""
+    """Sequences, or labelled examples, in a step."""
     precision: Literal["auto", "fp32"] = "auto"
     """``auto``: bf16 autocast on CUDA, fp32 elsewhere."""
 
@@ -112,6 +195,8 @@ class ExchangeSpec(_Section, frozen=True):
 
     every_steps: Annotated[int, Meta(ge=1, le=1_000_000)] = 5
     """Inner steps between exchanges (H)."""
+    probability: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    """The chance that an exchange which is due takes place: fewer exchanges at random times (arXiv 2507.06542)."""
     peers: Annotated[int, Meta(ge=1, le=64)] = 1
     """Members pulled from in an exchange (s)."""
     fragments: Annotated[int, Meta(ge=1, le=128)] = 1
@@ -145,23 +230,32 @@ class RunSpec(_Section, frozen=True):
     seed: Annotated[int, Meta(ge=0, le=2**53)] = 0
     init: Literal["per-peer", "shared"] = "per-peer"
     """Whether each node draws its own initial weights or all draw the same."""
-    model: ModelSpec = ModelSpec()
-    data: DataSpec = DataSpec()
-    optimizer: OptimizerSpec = OptimizerSpec()
+    model: ModelSpec = GptSpec()
+    data: DataSpec = StdlibDataSpec()
+    optimizer: OptimizerSpec = AdamWSpec()
     train: TrainSpec = TrainSpec()
     exchange: ExchangeSpec = ExchangeSpec()
     merge: MergeSpec = MergeSpec()
 
     def __post_init__(self) -> None:
+        if isinstance(self.model, MlpSpec) != isinstance(self.data, NpzDataSpec):
+            raise ValueError(
+                "model.kind = mlp learns from labelled examples, data.source = npz, and no other model does"
+            )
         if self.exchange.fragments > self.model.layers:
             raise ValueError(
-                f"exchange.fragments ({self.exchange.fragments}) must not exceed model.layers ({self.model.layers}): "
-                "fragments are groups of whole layers"
+                f"exchange.fragments ({self.exchange.fragments}) must not exceed the layers of the model "
+                f"({self.model.layers}): fragments are groups of whole layers"
             )
-        if self.train.batch * self.model.context > TOKENS_PER_STEP_MAX:
-            raise ValueError(
-                f"train.batch times model.context must not exceed {TOKENS_PER_STEP_MAX:,} tokens"
-            )
+        match self.model:
+            case GptSpec(context=context) if self.train.batch * context > TOKENS_PER_STEP_MAX:
+                raise ValueError(
+                    f"train.batch times model.context must not exceed {TOKENS_PER_STEP_MAX:,} tokens"
+                )
+            case MlpSpec(widths=widths) if self.train.batch * max(widths) > ACTIVATIONS_PER_STEP_MAX:
+                raise ValueError(
+                    f"train.batch times the widest layer must not exceed {ACTIVATIONS_PER_STEP_MAX:,} numbers"
+                )
 
 
 class _Versioned(_Section, frozen=True):
@@ -193,11 +287,16 @@ def parse_run_spec(toml: str, *, origin: str = "given as text") -> RunSpec:
     if len(toml.encode()) > SPEC_BYTES_MAX:
         raise _unusable(origin, f"it is longer than {SPEC_BYTES_MAX:,} bytes")
     try:
-        return msgspec.convert(tomllib.loads(toml), RunSpec)
+        fields = with_default_kinds(tomllib.loads(toml), RunSpec)
     except tomllib.TOMLDecodeError as error:
         raise _unusable(origin, f"it is not TOML: {error}") from error
+    try:
+        return msgspec.convert(fields, RunSpec)
     except msgspec.ValidationError as error:
-        raise _explained(origin, str(error)) from error
+        found = explain(error, fields, RunSpec)
+        raise SpecError(
+            f"cannot use the run spec {origin}: {found.what}", why=found.why, fix=found.fix
+        ) from error
 
 
 def canonical_bytes(spec: RunSpec) -> bytes:
@@ -250,59 +349,3 @@ def _unusable(origin: str, reason: str) -> SpecError:
         why="all nodes of a run read the same spec",
         fix="correct the file, or start from examples/demo.toml",
     )
-
-
-_UNKNOWN_FIELD = re.compile(r"unknown field `([^`]*)`")
-_AT_PATH = re.compile(r" - at `\$\.?([^`]*)`$")
-
-
-def _explained(origin: str, message: str) -> SpecError:
-    """What msgspec found, as a person would say it: which key, what is wrong, what is allowed or nearest."""
-    at = _AT_PATH.search(message)
-    path = at.group(1) if at else ""
-    reason = message[: at.start()] if at else message
-    section, _, key = path.rpartition(".")
-    if unknown := _UNKNOWN_FIELD.search(reason):
-        known = list(_section(path).__struct_fields__)
-        near = difflib.get_close_matches(unknown.group(1), known, n=1)
-        where = f"{path}.{unknown.group(1)}" if path else unknown.group(1)
-        return SpecError(
-            f"cannot use the run spec {origin}: there is no key {where}",
-            why=f"{f'[{path}]' if path else 'a run spec'} has the keys {', '.join(known)}",
-            fix=f"did you mean {near[0]}?" if near else "remove the key",
-        )
-    if not path:
-        return _unusable(origin, reason)
-    allowed = _allowed(_section(section), key.partition("[")[0])
-    return SpecError(
-        f"cannot use the run spec {origin}: {path}: {reason}",
-        why="a value outside its bounds would be refused by every other node",
-        fix=f"allowed for {path}: {allowed}" if allowed else f"see [{path}] in examples/demo.toml",
-    )
-
-
-def _section(path: str) -> type[_Section]:
-    section: type[_Section] = RunSpec
-    for name in filter(None, path.split(".")):
-        section = {field.name: field.type for field in msgspec.structs.fields(section)}[name]
-    return section
-
-
-def _allowed(section: type[_Section], key: str) -> str:
-    field_type = {field.name: field.type for field in msgspec.inspect.type_info(section).fields}[key]  # type: ignore[attr-defined]
-    match field_type:
-        case msgspec.inspect.LiteralType(values=values):
-            return ", ".join(str(value) for value in values)
-        case msgspec.inspect.IntType() | msgspec.inspect.FloatType():
-            return _range_of(field_type)
-        case msgspec.inspect.VarTupleType(item_type=msgspec.inspect.FloatType() as item, max_length=length):
-            return f"a list of up to {length} numbers, each {_range_of(item)}"
-        case msgspec.inspect.StrType(pattern=pattern):
-            return f"text that matches {pattern}"
-    return ""
-
-
-def _range_of(number: msgspec.inspect.IntType | msgspec.inspect.FloatType) -> str:
-    low = f"from {number.ge:,}" if number.ge is not None else f"above {number.gt:,}"
-    high = f"to {number.le:,}" if number.le is not None else f"below {number.lt:,}"
-    return f"{low} {high}"

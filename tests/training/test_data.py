@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.data import PIECE_BYTES, WHOLE_FILE_BYTES_MAX, BatchStream, Corpus, DataError
+from training.data import PIECE_BYTES, WHOLE_FILE_BYTES_MAX, Corpus, DataError, TextBatches
 
 TEXTS = [b"text number %d. " % index * 50 for index in range(60)]
 
@@ -64,20 +64,19 @@ def test_parts_are_disjoint_and_together_everything() -> None:
 
 def test_batches_are_a_pure_function_of_seed_and_number() -> None:
     text = Corpus.of(TEXTS).train
-    stream = BatchStream(text, seed=b"run and peer", batch=3, context=8)
-    batches = [stream.next() for _ in range(5)]
-    resumed = BatchStream(text, seed=b"run and peer", batch=3, context=8)
-    resumed.position = 3
-    assert np.array_equal(resumed.next(), batches[3])
+    stream = TextBatches(text, seed=b"run and peer", batch=3, context=8)
+    batches = [stream.at(number) for number in range(5)]
+    resumed = TextBatches(text, seed=b"run and peer", batch=3, context=8)
+    assert np.array_equal(resumed.at(3), batches[3])
     assert batches[0].shape == (3, 9)
     assert all(window.tobytes() in text.tobytes() for batch in batches for window in batch)
     assert not np.array_equal(batches[0], batches[1])
-    assert not np.array_equal(BatchStream(text, seed=b"other", batch=3, context=8).next(), batches[0])
+    assert not np.array_equal(TextBatches(text, seed=b"other", batch=3, context=8).at(0), batches[0])
 
 
 def test_a_batch_fixed_for_ever() -> None:
     text = np.arange(200, dtype=np.uint8)
-    batch = BatchStream(text, seed=b"seed", batch=4, context=2).next()
+    batch = TextBatches(text, seed=b"seed", batch=4, context=2).at(0)
     assert batch[:, 0].tolist() == [196, 187, 42, 129]
 
 
@@ -96,6 +95,6 @@ def test_missing_empty_and_short_text_are_answered_with_what_to_do(tmp_path: Pat
         assert caught.value.why
         assert caught.value.fix
     with pytest.raises(DataError, match="window"):
-        BatchStream(Corpus.of(TEXTS).train[:8], seed=b"", batch=1, context=8)
+        TextBatches(Corpus.of(TEXTS).train[:8], seed=b"", batch=1, context=8)
     with pytest.raises(DataError, match="held-out"):
         Corpus.of(TEXTS).evaluated_on(8).held_out_windows(8)

@@ -8,11 +8,11 @@ from torch import nn
 
 from training.layout import ParameterLayout
 from training.model import GPT
-from training.run_spec import ModelSpec
+from training.run_spec import GptSpec
 
 
 def gpt(seed: int = 0, **changes: int) -> GPT:
-    spec = ModelSpec(**({"layers": 6, "width": 16, "heads": 2, "context": 16} | changes))
+    spec = GptSpec(**({"layers": 6, "width": 16, "heads": 2, "context": 16} | changes))
     return GPT(spec, torch.Generator().manual_seed(seed))
 
 
@@ -48,7 +48,7 @@ def test_fragments_are_close_in_size() -> None:
 
 def test_parameters_agree_with_the_spec_and_tied_tensors_appear_once() -> None:
     layout = ParameterLayout.of(gpt(), 1)
-    assert layout.total == ModelSpec(layers=6, width=16, heads=2, context=16).parameters
+    assert layout.total == GptSpec(layers=6, width=16, heads=2, context=16).parameters
     assert sum(span.kind == "embedding" for span in layout.spans) == 2
 
 

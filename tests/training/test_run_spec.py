@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 from p2p import codec
 from training.run_spec import (
     SPEC_BYTES_MAX,
-    ModelSpec,
+    GptSpec,
+    MlpSpec,
+    NpzDataSpec,
     RunSpec,
+    SgdSpec,
     SpecError,
     canonical_bytes,
     load_run_spec,
@@ -23,7 +26,7 @@ from training.run_spec import (
     spec_from_bytes,
 )
 
-RUN_ID_OF_DEMO = "c428ed57b3a061de31b1cb5db1d1b2ecf238cc4c8efff73ab3b22e750137fb37"
+RUN_ID_OF_DEMO = "9dd41c1cc4ea03230a9101dd4bd1dcf660aa7d66030c4a95742a78c65ed1a102"
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.toml"))
 
 
@@ -60,7 +63,7 @@ def test_any_values_survive_both_forms(rate: float, seed: int, points: set[float
 def test_the_run_id_is_fixed_for_ever_and_depends_on_every_key() -> None:
     spec = RunSpec(name="demo")
     ids = {run_id(spec), run_id(msgspec.structs.replace(spec, seed=1))}
-    for field in msgspec.structs.fields(ModelSpec):
+    for field in msgspec.structs.fields(GptSpec):
         if field.name != "vocab":
             value = getattr(spec.model, field.name)
             model = msgspec.structs.replace(spec.model, **{field.name: value * 2})
@@ -69,38 +72,93 @@ def test_the_run_id_is_fixed_for_ever_and_depends_on_every_key() -> None:
     assert run_id(spec).hex() == RUN_ID_OF_DEMO
 
 
+MLP = '[model]\nkind = "mlp"\ninputs = 64\nclasses = 10\n'
+
+
 @pytest.mark.parametrize(
-    ("toml", "what", "fix"),
+    ("toml", "what", "help_with_it"),
     [
-        ("[model]\nlayrs = 3", "there is no key model.layrs", "layers"),
-        ("modle = 3", "there is no key modle", "model"),
-        ("[model]\nlayers = 300", "model.layers", "from 1 to 128"),
+        ("[model]\nlayrs = 3", "there is no key model.layrs", "did you mean layers?"),
+        ("modle = 3", "there is no key modle", "did you mean model?"),
+        ("[model]\nlayers = 300", "model.layers = 300", "from 1 to 128"),
+        ("[model]\nkind = 'mpl'", "model.kind", "did you mean mlp?"),
+        ("[model]\nkind = 3", "model.kind", '"gpt", "mlp"'),
+        ("[model]\nkind = 'mlp'\ninputs = 3", "model.classes is missing", "from 2 to 65,536"),
+        (MLP + "layers = 3", "there is no key model.layers", "kind, inputs, hidden, classes, activation"),
+        (MLP + "hidden = [4, 0]", "model.hidden[1] = 0", "from 1 to 8,192"),
+        (MLP + "hidden = 4", "model.hidden", "a list of up to 127"),
+        (MLP + "hidden = [8192, 8192, 8192, 8192, 8192]", "parameters", "[model]"),
+        (MLP, "learns from labelled examples, data.source = npz", "correct"),
+        ("[data]\nsource = 'npz'", "learns from labelled examples, data.source = npz", "correct"),
+        ("[data]\nsource = 'npz'\nheld_out_bytes = 4096", "no key data.held_out_bytes", "held_out_examples"),
+        ("[data]\nsource = 'csv'", "data.source", '"stdlib", "text", "npz"'),
+        (MLP + "[data]\nsource = 'npz'\n[exchange]\nfragments = 3", "the layers of the model (2)", "correct"),
+        (MLP + "hidden = [8192]\n[data]\nsource = 'npz'\n[train]\nbatch = 8193", "widest layer", "correct"),
+        ("[optimizer]\nkind = 'sgd'\nbeta1 = 0.1", "there is no key optimizer.beta1", "momentum"),
+        ("[optimizer]\nkind = 'sgd'\nmomentum = 1", "optimizer.momentum", "from 0 below 1"),
+        ("[optimizer]\nmomentum = 0.5", "there is no key optimizer.momentum", "kind, learning_rate"),
         ("[optimizer]\nlearning_rate = nan", "optimizer.learning_rate", "above 0 to 1"),
         ("[optimizer]\nlearning_rate = inf", "optimizer.learning_rate", "above 0 to 1"),
-        ("[exchange]\nrule = 'men'", "exchange.rule", "mean, none, variance_corrected"),
+        ("[exchange]\nprobability = 0", "exchange.probability", "above 0 to 1"),
+        ("[exchange]\nrule = 'men'", "exchange.rule", '"mean", "none", "variance_corrected"'),
         ("[train]\nbatch = 'many'", "train.batch", "from 1 to 65,536"),
         ("[merge]\npoints = [2.0]", "merge.points", "above 0 to 1"),
         ("[merge]\npoints = [0.5, 0.5]", "ascend", "[merge]"),
         ("[model]\nwidth = 130\nheads = 7", "multiple of heads", "[model]"),
         ("[model]\nwidth = 8192\nlayers = 128", "parameters", "[model]"),
-        ("[exchange]\nfragments = 7", "must not exceed model.layers", "demo.toml"),
-        ("[model]\ncontext = 65536\n[train]\nbatch = 128", "tokens", "demo.toml"),
-        ("model = 3", "model", "[model]"),
+        ("[exchange]\nfragments = 7", "must not exceed the layers of the model (6)", "correct"),
+        ("[model]\ncontext = 65536\n[train]\nbatch = 128", "tokens", "correct"),
+        ("model = 3", "model = 3", "gpt, mlp"),
         ("= 3", "not TOML", "demo.toml"),
     ],
 )
-def test_a_mistake_is_named_with_what_is_allowed(toml: str, what: str, fix: str) -> None:
+def test_a_mistake_is_named_with_what_is_allowed(toml: str, what: str, help_with_it: str) -> None:
     with pytest.raises(SpecError) as caught:
         parse_run_spec(f'name = "x"\n{toml}', origin="x.toml")
     assert "x.toml" in caught.value.what
     assert what in caught.value.what
-    assert fix in caught.value.fix
-    assert caught.value.why
+    assert help_with_it in f"{caught.value.why} {caught.value.fix}"
+
+
+def test_a_section_that_does_not_say_its_kind_is_of_the_default_kind() -> None:
+    bare, told = (
+        parse_run_spec(f'name = "x"\n[model]\n{model}layers = 3\n[data]\n{data}\n[optimizer]\n{optimizer}')
+        for model, data, optimizer in [
+            ("", "", ""),
+            ('kind = "gpt"\n', 'source = "stdlib"', 'kind = "adamw"'),
+        ]
+    )
+    assert bare == told
+    assert run_id(bare) == run_id(told)
+
+
+def test_kinds_tell_runs_apart_and_survive_both_forms() -> None:
+    labelled = MLP + '[data]\nsource = "npz"\n'
+    texts = [
+        "",
+        "[data]\nsource = 'text'",
+        "[optimizer]\nkind = 'sgd'",
+        labelled,
+        labelled + "held_out_examples = 5",
+    ]
+    specs = [parse_run_spec(f'name = "x"\n{text}') for text in texts]
+    assert len({run_id(spec) for spec in specs}) == len(specs)
+    for spec in specs:
+        assert spec_from_bytes(canonical_bytes(spec)) == parse_run_spec(spec_as_toml(spec)) == spec
+    assert isinstance(specs[2].optimizer, SgdSpec)
+    assert isinstance(specs[3].model, MlpSpec)
+    assert isinstance(specs[4].data, NpzDataSpec)
+
+
+def test_an_mlp_counts_its_weights_and_biases() -> None:
+    model = MlpSpec(inputs=64, hidden=(100,), classes=10)
+    assert model.parameters == 64 * 100 + 100 + 100 * 10 + 10
+    assert MlpSpec(inputs=64, hidden=(), classes=10).layers == 1
 
 
 def test_a_missing_name_a_missing_file_and_bytes_that_are_no_text_are_spec_errors(tmp_path: Path) -> None:
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
-    with pytest.raises(SpecError, match="`name`"):
+    with pytest.raises(SpecError, match="name is missing"):
         parse_run_spec("seed = 1")
     with pytest.raises(SpecError, match="cannot read"):
         load_run_spec(tmp_path / "none.toml")
@@ -126,5 +184,5 @@ def test_only_the_canonical_bytes_of_a_valid_spec_of_this_format_are_accepted() 
         format: int
         spec: RunSpec
 
-    with pytest.raises(SpecError, match="format 2"):
-        spec_from_bytes(codec.encode(Future(format=2, spec=RunSpec(name="demo"))))
+    with pytest.raises(SpecError, match="format 3"):
+        spec_from_bytes(codec.encode(Future(format=3, spec=RunSpec(name="demo"))))

@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load, save
 
 from training.merge_math import weights_hash
+from training.optimizers import learning_rate
 from training.run_spec import RunSpec
-from training.trainer import CheckpointError, DeviceError, Trainer, learning_rate, resolve_device
+from training.trainer import CheckpointError, DeviceError, Trainer, resolve_device
 
 MakeTrainer = Callable[..., Trainer]
 
@@ -167,8 +168,8 @@ Damage = Callable[[dict[str, torch.Tensor], dict[str, str]], object]
         lambda _, metadata: metadata.update(step="-1"),
         lambda _, metadata: metadata.update(step="many"),
         lambda _, metadata: metadata.update(step=str(2**80)),
-        lambda _, metadata: metadata.update(format="2"),
-        lambda _, metadata: metadata.pop("position"),
+        lambda _, metadata: metadata.update(format="1"),
+        lambda _, metadata: metadata.pop("tokens"),
     ],
 )
 def test_a_checkpoint_with_one_thing_wrong_is_refused_whole(trainer: Trainer, damage: Damage) -> None:

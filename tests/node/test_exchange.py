@@ -1,0 +1,44 @@
+"""An exchange that is due takes place as often as the run says."""
+
+from __future__ import annotations
+
+import random
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from node.exchange import Exchanger, Partner
+from node.rounds import Exchange
+from training.run_spec import ExchangeSpec
+
+
+@pytest.mark.parametrize(("probability", "least", "most"), [(1.0, 400, 400), (0.2, 60, 100)])
+async def test_a_due_exchange_takes_place_with_the_probability_of_the_run(
+    probability: float, least: int, most: int
+) -> None:
+    asked = 0
+
+    def partners() -> list[Partner]:
+        nonlocal asked
+        asked += 1
+        return []
+
+    unused: Any = SimpleNamespace()
+    exchanger = Exchanger(
+        spec=ExchangeSpec(probability=probability),
+        transport=unused,
+        trainer=unused,
+        compute=unused,
+        costs=unused,
+        fetcher=unused,
+        ledger=unused,
+        limits=unused,
+        rng=random.Random(0),
+        partners=partners,
+        fetch_timeout_s=1.0,
+        pacer=None,
+    )
+    for step in range(400):
+        await exchanger.exchange(Exchange(fragment=0, step=step))
+    assert least <= asked <= most
