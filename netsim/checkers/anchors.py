@@ -1,0 +1,311 @@
+"""What a global merge must come to: the average of what was pledged, the same bits everywhere, taken over without loss.
+
+Owns the checkers of promise S2 (docs/ARCHITECTURE.md, "A merge"): ``exact-average``, ``equal-bits`` and ``rebase``.
+They recompute in numpy, from the weights they saw a node pledge, what the product computes in torch from shards.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from blake3 import blake3
+
+from gossip.merge_record import record_hash
+from gossip.messages import (
+    CHUNK_BYTES,
+    CommittedRecord,
+    Contribution,
+    MergeRecord,
+    Outline,
+    ShardRef,
+    SignedContribution,
+)
+from gossip.store import ref_of
+from netsim.checkers.base import Machine, Report, Watcher, World, short
+from node.merge_host import Adoption
+from node.node import Node
+from training.layout import ParameterLayout
+
+Values = npt.NDArray[np.float32]
+
+LINKS_KEPT = 4
+"""Of each member: what it pledged to the last so many links. A record is committed long before that."""
+RECORDS_KEPT = 256
+"""Records whose anchors are remembered; nobody goes back further."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pledge:
+    """What one life of one member put into one link: its weights at that moment."""
+
+    contribution: Contribution
+    values: Values
+    life: int
+
+
+class Pledges:
+    """Every pledge seen, by member and link. A member that dies and comes back may pledge to one link twice."""
+
+    def __init__(self) -> None:
+        self._by_peer: dict[str, OrderedDict[bytes, list[Pledge]]] = {}
+        self.lives: Counter[str] = Counter()
+        """How often each member has started."""
+
+    def add(self, parent: bytes, pledge: Pledge) -> None:
+        """Remember a pledge."""
+        links = self._by_peer.setdefault(pledge.contribution.peer, OrderedDict())
+        links.setdefault(parent, []).append(pledge)
+        while len(links) > LINKS_KEPT:
+            links.popitem(last=False)
+
+    def find(self, parent: bytes, contribution: Contribution) -> Pledge | None:
+        """The pledge with that weight and those inputs."""
+        wanted = contribution.weight, contribution.inputs
+        for pledge in self._by_peer.get(contribution.peer, OrderedDict()).get(parent, []):
+            if (pledge.contribution.weight, pledge.contribution.inputs) == wanted:
+                return pledge
+        return None
+
+
+class ExactAverage(Watcher):
+    """A committed anchor is the fp64 average, weights capped, members in order, of exactly what its members pledged.
+
+    Each contribution is what its author pledged for that link, and the members are sorted, none named twice.
+    """
+
+    name = "exact-average"
+
+    def __init__(self, world: World, report: Report, pledges: Pledges) -> None:
+        super().__init__(world, report)
+        self._pledges = pledges
+        self._anchors: OrderedDict[bytes, bytes | None] = OrderedDict()
+        """What each record's anchor must hash to; None where the inputs of strangers are not to be had."""
+
+    def attach(self, machine: Machine, node: Node) -> None:
+        """See the weights that are pledged, each committed record, and each anchor that is taken."""
+        host, layout = node.merge_host, node.trainer.layout
+        self._pledges.lives[machine.identity.peer] += 1
+        pledged: list[Values] = []
+        self.after(host, "_pledge", lambda values: pledged.append(values.numpy().copy()))
+
+        def contribute(parent: bytes, point: int) -> Callable[[Contribution | None], None]:
+            known = len(pledged)
+
+            def done(contribution: Contribution | None) -> None:
+                if contribution is not None and len(pledged) > known:
+                    life = self._pledges.lives[machine.identity.peer]
+                    self._take_pledge(machine, layout, parent, Pledge(contribution, pledged[-1], life))
+                    pledged.clear()
+
+            return done
+
+        self.watch(host, "contribute", contribute)
+        self.after(
+            node.merger._chain, "add", lambda _, committed: self._check_record(machine, layout, committed)
+        )
+        self.after(host, "_adopted", lambda _, adoption: self._check_adoption(machine, adoption))
+
+    def _take_pledge(self, machine: Machine, layout: ParameterLayout, parent: bytes, pledge: Pledge) -> None:
+        expected = [name_of(part.tobytes()) for part in cut(layout, pledge.values)]
+        if pledge.contribution.inputs != expected or pledge.contribution.peer != machine.identity.peer:
+            self.fail(
+                f"a contribution to link {short(parent)} that is not the weights pledged", machine.number
+            )
+        self._pledges.add(parent, pledge)
+
+    def _check_record(self, machine: Machine, layout: ParameterLayout, committed: CommittedRecord) -> None:
+        record, name = committed.record, record_hash(committed.record)
+        if name in self._anchors:
+            return
+        names = [contribution.peer for contribution in record.contributors]
+        if names != sorted(set(names)):
+            self.fail(f"record {short(name)} with contributors out of order, or named twice", machine.number)
+        for contribution in record.contributors:
+            author = self.machine_of(contribution.peer)
+            pledged = self._pledges.find(record.parent, contribution)
+            if author is not None and author.honest and pledged is None:
+                self.fail(f"record {short(name)} with a contribution never pledged to it", author.number)
+        inputs = self._inputs(layout, record)
+        self._anchors[name] = None if inputs is None else self._check_results(machine, layout, record, inputs)
+        while len(self._anchors) > RECORDS_KEPT:
+            self._anchors.popitem(last=False)
+
+    def _check_results(
+        self, machine: Machine, layout: ParameterLayout, record: MergeRecord, inputs: Sequence[Values]
+    ) -> bytes:
+        anchor = average(inputs, [contribution.weight for contribution in record.contributors])
+        for fragment, part in enumerate(cut(layout, anchor)):
+            if record.results[fragment] != name_of(part.tobytes()):
+                self.fail(
+                    f"fragment {fragment} of record {short(record_hash(record))} is not the average of its inputs",
+                    machine.number,
+                )
+        return blake3(anchor.tobytes()).digest()
+
+    def _check_adoption(self, machine: Machine, adoption: Adoption) -> None:
+        expected = self._anchors.get(adoption.record_hash)
+        if expected is not None and hash_of(adoption.anchor) != expected:
+            self.fail(
+                f"the anchor taken for record {short(adoption.record_hash)} is not its average",
+                machine.number,
+            )
+
+    def _inputs(self, layout: ParameterLayout, record: MergeRecord) -> list[Values] | None:
+        """The weights that went in, in the order of the record."""
+        found = [self._input(layout, record.parent, contribution) for contribution in record.contributors]
+        return None if any(values is None for values in found) else [v for v in found if v is not None]
+
+    def _input(
+        self, layout: ParameterLayout, parent: bytes, contribution: SignedContribution
+    ) -> Values | None:
+        if (pledge := self._pledges.find(parent, contribution)) is not None:
+            return pledge.values
+        # A stranger's: whoever summed it still holds it.
+        parts = [self._held_anywhere(ref) for ref in contribution.inputs]
+        if any(part is None for part in parts):
+            return None
+        return np.concatenate([np.frombuffer(part, np.float32) for part in parts if part is not None])
+
+    def _held_anywhere(self, ref: ShardRef) -> bytes | None:
+        caches = (node.store._cache for _, node in self.running())
+        return next((cache[ref] for cache in caches if ref in cache), None)
+
+
+class EqualBits(Watcher):
+    """S2: whoever takes, holds or reports the anchor of one record has the same bits, in every life."""
+
+    name = "equal-bits"
+
+    def __init__(self, world: World, report: Report) -> None:
+        super().__init__(world, report)
+        self._hashes: OrderedDict[bytes, tuple[bytes, int]] = OrderedDict()
+        """Record hash -> hash of the anchor, and the machine that was first to hold it."""
+        self._held: dict[int, Adoption] = {}
+        self._reported: dict[int, object] = {}
+
+    def attach(self, machine: Machine, node: Node) -> None:
+        """See each anchor that is taken, and found again after a restart."""
+        self._held.pop(machine.number, None)
+
+        def adopted(_: None, adoption: Adoption) -> None:
+            self._held[machine.number] = adoption
+            self._compare(machine, adoption.record_hash, hash_of(adoption.anchor), "took")
+
+        self.after(node.merge_host, "_adopted", adopted)
+
+    def sample(self, now_s: float) -> None:
+        """What nodes report of their last merge."""
+        for machine, node in self.running():
+            report = node.merges.last
+            if report is not None and self._reported.get(machine.number) is not report:
+                self._reported[machine.number] = report
+                self._compare(
+                    machine, bytes.fromhex(report.record), bytes.fromhex(report.weights_hash), "reports"
+                )
+
+    def ended(self, machine: Machine, node: Node, how: str) -> None:
+        """Whether the anchor was left alone since it was taken."""
+        self._check_held(machine, node)
+
+    def finished(self, now_s: float) -> None:
+        """The same of all that still run."""
+        self.sample(now_s)
+        for machine, node in self.running():
+            self._check_held(machine, node)
+
+    def _check_held(self, machine: Machine, node: Node) -> None:
+        adoption = self._held.get(machine.number)
+        if adoption is not None and node.merge_host.anchor is adoption.anchor:
+            self._compare(machine, adoption.record_hash, hash_of(adoption.anchor), "holds")
+
+    def _compare(self, machine: Machine, record: bytes, weights: bytes, what: str) -> None:
+        first, by = self._hashes.setdefault(record, (weights, machine.number))
+        if first != weights:
+            self.fail(
+                f"{what} {short(weights)} for record {short(record)}, machine {by} {short(first)}",
+                machine.number,
+            )
+        while len(self._hashes) > RECORDS_KEPT:
+            self._hashes.popitem(last=False)
+
+
+class Rebase(Watcher):
+    """No step is lost or counted twice: ``live <- anchor + (live - own contribution)``, and it is the one pledged.
+
+    Who is not in the average starts from the anchor itself.
+    """
+
+    name = "rebase"
+
+    def __init__(self, world: World, report: Report, pledges: Pledges) -> None:
+        super().__init__(world, report)
+        self._pledges = pledges
+
+    def attach(self, machine: Machine, node: Node) -> None:
+        """See what is put under the live weights, and what they are before and after."""
+        host, trainer = node.merge_host, node.trainer
+
+        def take(
+            record: MergeRecord,
+            record_hash: bytes,
+            contribution: torch.Tensor | None,
+            *,
+            rebase: bool,
+            duration_s: float,
+        ) -> None:
+            own = [c for c in record.contributors if c.peer == machine.identity.peer]
+            pledge = self._pledges.find(record.parent, own[0]) if own else None
+            if contribution is None:
+                life = self._pledges.lives[machine.identity.peer]
+                if rebase and pledge is not None and pledge.life == life:
+                    self.fail(f"forgot its own part in record {short(record_hash)}", machine.number)
+            elif pledge is None or contribution.numpy().tobytes() != pledge.values.tobytes():
+                self.fail(
+                    f"took something else for its own part in record {short(record_hash)}", machine.number
+                )
+
+        def rebase(anchor: torch.Tensor, contribution: torch.Tensor | None) -> Callable[[None], None]:
+            before = trainer.read()
+            expected = anchor if contribution is None else anchor + (before - contribution)
+
+            def done(_: None) -> None:
+                if not torch.equal(trainer.read(), expected):
+                    self.fail("live weights that are not the anchor and the steps since", machine.number)
+
+            return done
+
+        self.watch(host, "_take", take)
+        self.watch(host, "_rebase", rebase)
+
+
+def average(inputs: Sequence[Values], weights: Sequence[int]) -> Values:
+    """sum(w * values) / sum(w) in fp64, in the order given, no weight above twice the median; rounded once to fp32."""
+    cap = 2 * float(np.median(weights))
+    total = np.zeros(inputs[0].shape, np.float64)
+    capped = [min(float(weight), cap) for weight in weights]
+    for values, weight in zip(inputs, capped, strict=True):
+        total += values.astype(np.float64) * weight
+    return (total / sum(capped)).astype(np.float32)
+
+
+def cut(layout: ParameterLayout, values: Values) -> list[Values]:
+    """The fragments of a flat vector."""
+    return [values[layout.fragment_slice(fragment)] for fragment in range(layout.fragments)]
+
+
+def name_of(data: bytes) -> ShardRef:
+    """The name of a shard with these bytes."""
+    chunks = [
+        blake3(data[start : start + CHUNK_BYTES]).digest() for start in range(0, len(data), CHUNK_BYTES)
+    ]
+    return ref_of(Outline(size=len(data), chunks=chunks))
+
+
+def hash_of(weights: torch.Tensor) -> bytes:
+    """The hash by which nodes report weights: BLAKE3 of the little-endian fp32 values."""
+    return blake3(weights.numpy().tobytes()).digest()

@@ -1,0 +1,191 @@
+"""What only ever goes forward: counters of a life, the chain, and a member's word across kills and power cuts.
+
+Owns the checkers ``monotonic`` and ``agreement``.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+from gossip.merge_acceptor import AcceptorState
+from gossip.merge_member import PROMISE
+from gossip.merge_record import Link, electorate, record_hash
+from gossip.messages import Ballot, CommittedRecord, Heartbeat, Message, Notice
+from netsim.checkers.base import Machine, Report, Watcher, World, short
+from node.life import PATH as NODE_STATE
+from node.node import Node
+from p2p.transport import PeerId
+
+LINKS_KEPT = 32
+"""Links on which each member's word is remembered, and links of which the committed records are."""
+
+
+class Monotonic(Watcher):
+    """Incarnations, versions of notices, steps, passed merge points, the head's branch: none ever goes back.
+
+    An incarnation and the head also survive every kind of stop, unless the disk was damaged.
+    """
+
+    name = "monotonic"
+
+    def __init__(self, world: World, report: Report) -> None:
+        super().__init__(world, report)
+        self._incarnations: dict[int, int] = {}
+        self._participants: dict[int, int] = {}
+        self._in_life: dict[int, tuple[int, int, int]] = {}
+        self._said: dict[int, tuple[int, ...]] = {}
+
+    def attach(self, machine: Machine, node: Node) -> None:
+        """A new life: its incarnation, what it says, what it hears and what it has kept of the chain."""
+        number = machine.number
+        self._in_life.pop(number, None)
+        self._said.pop(number, None)
+        incarnation = node.notices.incarnation
+        if incarnation <= self._incarnations.get(number, -1) and NODE_STATE not in machine.disk.damaged:
+            self.fail(f"incarnation {incarnation} after {self._incarnations[number]}", number)
+        if machine.disk.is_unsynced(NODE_STATE):
+            self.fail(f"incarnation {incarnation} begun before it was on disk", number)
+        self._incarnations[number] = incarnation
+
+        table = node.notices
+
+        def hold(register: Any) -> None:
+            notice: Notice = register.notice
+            held = table.get(PeerId(notice.author), notice.kind)
+            if held is not None and version_of(notice) < version_of(held):
+                self.fail(
+                    f"took notice {version_of(notice)} of {notice.author} over {version_of(held)}",
+                    number,
+                )
+
+        def publish(kind: str, body: Message) -> None:
+            if isinstance(body, Heartbeat):
+                self._check_heartbeat(number, body)
+
+        self.watch(table, "_hold", hold)
+        self.watch(table, "publish", publish)
+        self.after(node.merger, "load", lambda _: self._check_chain(machine, node))
+
+    def sample(self, now_s: float) -> None:
+        """The counters of every life."""
+        for machine, node in self.running():
+            self._check_life(machine, node)
+
+    def ended(self, machine: Machine, node: Node, how: str) -> None:
+        """What the next life must not fall short of."""
+        self._check_life(machine, node)
+
+    def _check_life(self, machine: Machine, node: Node) -> None:
+        number = machine.number
+        now = node.trainer.step, node.rounds.points_passed, node.merger.head_participants
+        before = self._in_life.get(number, now)
+        for what, value, earlier in zip(("step", "merge points", "participants"), now, before, strict=True):
+            if value < earlier:
+                self.fail(f"{what} fell from {earlier} to {value}", number)
+        self._in_life[number] = now
+        self._participants[number] = max(self._participants.get(number, 0), now[2])
+        self._incarnations[number] = max(self._incarnations[number], node.notices.incarnation)
+
+    def _check_heartbeat(self, number: int, beat: Heartbeat) -> None:
+        now = beat.step, beat.tokens, beat.head_participants, int(beat.leaving)
+        before = self._said.get(number, now)
+        if any(value < earlier for value, earlier in zip(now, before, strict=True)):
+            self.fail(f"published {now} (step, tokens, participants, leaving) after {before}", number)
+        self._said[number] = now
+
+    def _check_chain(self, machine: Machine, node: Node) -> None:
+        held, before = node.merger.head_participants, self._participants.get(machine.number, 0)
+        if held < before and not damaged_under(machine, "merges/"):
+            self.fail(f"came back with {held} participants in its chain, had {before}", machine.number)
+
+
+class Agreement(Watcher):
+    """At most one record is committed on a link, and no member goes back on its word, whatever happens to it.
+
+    Two records of one link are allowed only where the quorums of their electorates need not meet: after a partition
+    so long that each side counts the other as absent, or at genesis. A promise or acceptance is on disk before it is
+    said, and counts in every later life (Lamport, "Paxos Made Simple", 2001, section 2.2).
+    """
+
+    name = "agreement"
+
+    def __init__(self, world: World, report: Report) -> None:
+        super().__init__(world, report)
+        self._committed: OrderedDict[bytes, dict[bytes, frozenset[str]]] = OrderedDict()
+        """Parent -> record hash -> the record's electorate."""
+        self._words: OrderedDict[tuple[int, bytes], AcceptorState] = OrderedDict()
+        """(machine, parent) -> what was promised and accepted last."""
+
+    def attach(self, machine: Machine, node: Node) -> None:
+        """See every record that is held as committed, and every word this member gives."""
+        chain = node.merger._chain
+
+        def added(_: None, committed: CommittedRecord) -> None:
+            record = committed.record
+            genesis = Link.genesis(record.run)
+            link = genesis if record.height == 1 else chain.link_after(record.parent)
+            if link is not None:
+                self._check_committed(committed, electorate(record, link))
+
+        self.after(chain, "add", added)
+        self.after(
+            node.merger._member,
+            "_write",
+            lambda _, link, state: self._check_word(machine, link.parent, state),
+        )
+
+    def _check_committed(self, committed: CommittedRecord, members: frozenset[str]) -> None:
+        record, name = committed.record, record_hash(committed.record)
+        known = self._committed.setdefault(record.parent, {})
+        if name in known:
+            return
+        for other, theirs in known.items():
+            if len(members) // 2 + 1 + len(theirs) // 2 + 1 > len(members | theirs):
+                self.fail(
+                    f"records {short(other)} and {short(name)} are both committed on link {short(record.parent)},"
+                    f" by {len(theirs)} and {len(members)} members of {len(members | theirs)}"
+                )
+        known[name] = members
+        while len(self._committed) > LINKS_KEPT:
+            self._committed.popitem(last=False)
+
+    def _check_word(self, machine: Machine, parent: bytes, state: AcceptorState) -> None:
+        before = self._words.pop((machine.number, parent), AcceptorState(parent=parent))
+        where = f"on link {short(parent)}"
+        if ballot_of(state.promised) < ballot_of(before.promised):
+            self.fail(
+                f"answered ballot {words(state.promised)} {where} after {words(before.promised)}",
+                machine.number,
+            )
+        if before.accepted is not None and (
+            state.accepted is None or state.accepted.ballot < before.accepted.ballot
+        ):
+            self.fail(
+                f"forgot {where} what it accepted under {words(before.accepted.ballot)}", machine.number
+            )
+        if PROMISE not in machine.disk.damaged and machine.disk.is_unsynced(PROMISE):
+            self.fail(f"gave its word {where} before it was on disk", machine.number)
+        self._words[machine.number, parent] = state
+        while len(self._words) > LINKS_KEPT * len(self.world.machines):
+            self._words.popitem(last=False)
+
+
+def ballot_of(ballot: Ballot | None) -> tuple[int, str]:
+    """What orders ballots; no ballot at all comes first."""
+    return (-1, "") if ballot is None else (ballot.attempt, ballot.proposer)
+
+
+def words(ballot: Ballot | None) -> str:
+    """A ballot, for people."""
+    return "none" if ballot is None else f"{ballot.attempt} of {ballot.proposer[-8:]}"
+
+
+def version_of(notice: Notice) -> tuple[int, int]:
+    """What orders the notices of one author on one kind."""
+    return notice.incarnation, notice.sequence
+
+
+def damaged_under(machine: Machine, folder: str) -> bool:
+    """Whether a fault of the disk has hit a file whose path begins with ``folder``."""
+    return any(path.startswith(folder) for path in machine.disk.damaged)
