@@ -273,7 +273,7 @@ class Node:
         await self.checkpointer.take()
 
     async def _say_goodbye(self) -> None:
-        self._publish_heartbeat(leaving=True)
+        self._publish_heartbeat()
         with trio.move_on_after(GOODBYE_S):
             await self.anti_entropy.reconcile_with_all()
 
@@ -375,7 +375,7 @@ class Node:
                 case PeerDown(peer=peer):
                     self.members.disconnected(peer)
 
-    def _publish_heartbeat(self, *, leaving: bool = False) -> None:
+    def _publish_heartbeat(self) -> None:
         self.notices.publish(
             "heartbeat",
             Heartbeat(
@@ -389,7 +389,8 @@ class Node:
                 head=self.merger.head,
                 head_height=self.merger.head_height,
                 head_participants=self.merger.head_participants,
-                leaving=leaving,
+                # A goodbye stands: who stops has a last checkpoint to write and merges to finish, and beats meanwhile.
+                leaving=self._stopping.is_set(),
             ),
         )
 

@@ -1,0 +1,34 @@
+"""A node that says goodbye does not take it back, however long its last checkpoint takes."""
+
+import trio
+
+from gossip.messages import Heartbeat
+from netsim.world import World
+from tests.netsim.checked_world import simulate
+
+
+def test_a_goodbye_stands_while_the_last_checkpoint_is_written() -> None:
+    heard: list[bool] = []
+
+    async def script(world: World) -> None:
+        observer, leaver = (await world.start_all())[:2]
+
+        async def listen() -> None:
+            with observer.notices.changes() as changes:
+                async for author, kind in changes:
+                    beat = observer.notices.body_of(author, kind, Heartbeat)
+                    if author == leaver.local and beat is not None:
+                        heard.append(beat.leaving)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(listen)
+            await trio.sleep(20)
+            world.machines[1].disk.operation_s = 2.0
+            await world.leave(1)
+            await trio.sleep(5)
+            nursery.cancel_scope.cancel()
+        assert observer.members.state(leaver.local, trio.current_time()) == "left"
+
+    assert simulate(script) == []
+    assert heard == sorted(heard)
+    assert heard[-1]
