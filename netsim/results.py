@@ -7,6 +7,7 @@ larger than memory, so they are read line by line.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -20,18 +21,20 @@ FORMAT = 1
 """Version of the file's form; a reader refuses another one."""
 
 METRICS = {
-    "final_loss": "mean loss of the nodes that are up at the end",
-    "loss_spread": "standard deviation of that loss over the nodes",
+    "final_loss": "loss at the end, mean of the nodes that are up",
+    "loss_spread": "highest loss at the end, less the lowest",
     "dispersion": "distance of the nodes' weights from their mean, relative, at the end",
     "commits": "merges committed",
     "merges_due": "merges that came due",
     "commit_share": "due merges committed with 90 % of the members that lived through them",
+    "commit_s": "seconds until a due merge is committed, median",
     "join_rounds_max": "merges until a newcomer contributed, the slowest",
-    "up_share": "of the machines up, mean over time",
+    "up_share": "machines up, mean over time",
     "mixes_per_node": "mixes per node",
     "mix_failure_share": "mixes that failed",
     "bytes_per_node": "bytes sent per node",
-    "bytes_per_s_peak": "bytes sent per second by one node, peak",
+    "bytes_per_s_peak": "bytes sent per node and second, peak",
+    "deliveries_per_node_s": "deliveries per node and second",
     "deliveries_per_node_round": "deliveries per node and round",
     "deliveries_per_s": "deliveries per second of real time",
     "speedup": "virtual seconds per second of real time",
@@ -66,8 +69,8 @@ class Sample(_Line, frozen=True, kw_only=True, tag="sample"):
     step: list[int | None]
     loss: list[float | None]
     """Evaluated loss, where the learner can say it cheaply (excess over the optimum for a quadratic)."""
-    dispersion: float
-    """Root mean square distance of the nodes' weights from their mean, over the norm of the mean."""
+    dispersion: float | None
+    """Root mean square distance of the nodes' weights from their mean, over the norm of it; None if not finite."""
     height: list[int | None]
     """Committed merges each node knows of."""
     bytes_sent: list[int]
@@ -128,7 +131,10 @@ def header_for(scenario_toml: str) -> Header:
 
 
 def encode_line(line: Line) -> bytes:
-    """``line`` as one line of JSON, its end included."""
+    """``line`` as one line of JSON, its end included. JSON knows finite numbers only: other figures are left out."""
+    if isinstance(line, SeedResult):
+        finite = {name: value for name, value in line.summary.items() if math.isfinite(value)}
+        line = msgspec.structs.replace(line, summary=finite)
     return msgspec.json.encode(line) + b"\n"
 
 
