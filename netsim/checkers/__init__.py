@@ -8,13 +8,13 @@ from __future__ import annotations
 from netsim.checkers.anchors import EqualBits, ExactAverage, Pledges, Rebase
 from netsim.checkers.base import Checker, Machine, Report, World
 from netsim.checkers.bounds import Bounded, Leaks, task_census
-from netsim.checkers.conduct import HonestNotBanned, Quiet
+from netsim.checkers.conduct import HonestNotBanned
 from netsim.checkers.disks import CheckpointsHold
 from netsim.checkers.order import Agreement, Monotonic
 from netsim.checkers.swarm import AgreementAtTheEnd, Membership, Progress
 from netsim.checkers.weights import Finite, Hashes
 
-__all__ = ["Checker", "Machine", "Quiet", "Report", "World", "build", "task_census"]
+__all__ = ["Checker", "Machine", "Report", "World", "build", "task_census"]
 
 
 def build(world: World, report: Report) -> list[Checker]:
@@ -35,5 +35,4 @@ def build(world: World, report: Report) -> list[Checker]:
         Membership(world, report),
         Progress(world, report),
         AgreementAtTheEnd(world, report),
-        Quiet(world, report),
     ]

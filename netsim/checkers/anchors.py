@@ -180,6 +180,7 @@ class EqualBits(Watcher):
     """S2: whoever takes, holds or reports the anchor of one record has the same bits, in every life."""
 
     name = "equal-bits"
+    every_s = 5.0
 
     def __init__(self, world: World, report: Report) -> None:
         super().__init__(world, report)
@@ -198,7 +199,7 @@ class EqualBits(Watcher):
 
         self.after(node.merge_host, "_adopted", adopted)
 
-    def sample(self, now_s: float) -> None:
+    def look(self, now_s: float) -> None:
         """What nodes report of their last merge."""
         for machine, node in self.running():
             report = node.merges.last
@@ -214,7 +215,7 @@ class EqualBits(Watcher):
 
     def finished(self, now_s: float) -> None:
         """The same of all that still run."""
-        self.sample(now_s)
+        self.look(now_s)
         for machine, node in self.running():
             self._check_held(machine, node)
 

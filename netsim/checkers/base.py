@@ -94,7 +94,7 @@ class Checker(Protocol):
         """``machine.node`` has been built and has not run yet."""
 
     def stopped(self, machine: Machine, how: str) -> None:
-        """The process has ended (``killed``, ``power-cut`` or ``left``); ``machine.node`` is still the old one."""
+        """The process has ended (killed, power-cut, left or failed); ``machine.node`` is still the old one."""
 
     def sample(self, now_s: float) -> None:
         """Every few virtual seconds."""
@@ -107,10 +107,13 @@ class Watcher:
     """Base of all checkers: reports, attaches observers, and hears of honest machines only."""
 
     name: ClassVar[str]
+    every_s: ClassVar[float] = 0.0
+    """Between two looks; what takes long is done less often than samples come."""
 
     def __init__(self, world: World, report: Report) -> None:
         self.world = world
         self._report = report
+        self._look_s = 0.0
         self._told: set[tuple[str, int | None]] = set()
         self._numbers: dict[PeerId, int] = {}
 
@@ -127,13 +130,19 @@ class Watcher:
             self.ended(machine, machine.node, how)
 
     def sample(self, now_s: float) -> None:
-        """Look at the swarm as it is now."""
+        """Look at the swarm if it is time to."""
+        if now_s >= self._look_s:
+            self._look_s = now_s + self.every_s
+            self.look(now_s)
 
     def finished(self, now_s: float) -> None:
         """Look at it for the last time."""
-        self.sample(now_s)
+        self.look(now_s)
 
     # --- what a checker fills in ------------------------------------------------------------------------------
+
+    def look(self, now_s: float) -> None:
+        """Look at the swarm as it is now."""
 
     def attach(self, machine: Machine, node: Node) -> None:
         """Attach observers to the parts of an honest ``node``."""

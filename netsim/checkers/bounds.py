@@ -37,6 +37,7 @@ class Bounded(Watcher):
     """S6: whatever peers send and however long it goes on, nothing a process holds grows past its bound."""
 
     name = "bounded"
+    every_s = 10.0
 
     def __init__(self, world: World, report: Report) -> None:
         super().__init__(world, report)
@@ -51,7 +52,7 @@ class Bounded(Watcher):
 
         self.watch(node, "run", begun)
 
-    def sample(self, now_s: float) -> None:
+    def look(self, now_s: float) -> None:
         """Measure every process."""
         for machine, node in self.running():
             for what, count, most in self._measures(machine, node):
@@ -64,7 +65,7 @@ class Bounded(Watcher):
 
     def finished(self, now_s: float) -> None:
         """The same of all that still run."""
-        self.sample(now_s)
+        self.look(now_s)
         for machine, node in self.running():
             self._check_store(machine, node)
 
@@ -117,6 +118,7 @@ class Leaks(Watcher):
     """Once a process has ended, however it did, none of its tasks lives on and none of its streams stays open."""
 
     name = "leaks"
+    every_s = 5.0
 
     def __init__(self, world: World, report: Report) -> None:
         super().__init__(world, report)
@@ -142,7 +144,7 @@ class Leaks(Watcher):
         life.ended_s = trio.current_time()
         self._ended.append(life)
 
-    def sample(self, now_s: float) -> None:
+    def look(self, now_s: float) -> None:
         """Look for what should be gone."""
         due = [life for life in self._ended if now_s - life.ended_s >= ENDED_S]
         self._ended = [life for life in self._ended if now_s - life.ended_s < ENDED_S]

@@ -28,6 +28,7 @@ class Monotonic(Watcher):
     """
 
     name = "monotonic"
+    every_s = 2.0
 
     def __init__(self, world: World, report: Report) -> None:
         super().__init__(world, report)
@@ -67,7 +68,7 @@ class Monotonic(Watcher):
         self.watch(table, "publish", publish)
         self.after(node.merger, "load", lambda _: self._check_chain(machine, node))
 
-    def sample(self, now_s: float) -> None:
+    def look(self, now_s: float) -> None:
         """The counters of every life."""
         for machine, node in self.running():
             self._check_life(machine, node)

@@ -30,6 +30,7 @@ class Membership(Watcher):
     """In a swarm that has been calm for a while everybody sees whoever runs, and nobody that has long been off."""
 
     name = "membership"
+    every_s = 5.0
 
     def __init__(self, world: World, report: Report) -> None:
         super().__init__(world, report)
@@ -48,7 +49,7 @@ class Membership(Watcher):
         self._up_since_s.pop(machine.number, None)
         self._off_since_s[machine.number] = math.inf
 
-    def sample(self, now_s: float) -> None:
+    def look(self, now_s: float) -> None:
         """Compare what nodes see with what is there."""
         for number, since_s in self._off_since_s.items():
             self._off_since_s[number] = min(since_s, now_s)
@@ -92,13 +93,14 @@ class Progress(Watcher):
     """A merge that is wanted is committed soon, while nothing goes wrong and a quorum is there."""
 
     name = "progress"
+    every_s = 5.0
 
     def __init__(self, world: World, report: Report) -> None:
         super().__init__(world, report)
         self._height = -1
         self._waiting_since_s: float | None = None
 
-    def sample(self, now_s: float) -> None:
+    def look(self, now_s: float) -> None:
         """Measure how long the swarm has been waiting for a commit it could have."""
         nodes = [node for _, node in self.running()]
         height = max((node.merger.head_height for node in nodes), default=-1)
@@ -122,7 +124,7 @@ class AgreementAtTheEnd(Watcher):
         self._first_height: int | None = None
         self._agreed = False
 
-    def sample(self, now_s: float) -> None:
+    def look(self, now_s: float) -> None:
         """Look whether the core agrees by now."""
         core = self._core()
         if not core or self._agreed:
@@ -130,13 +132,18 @@ class AgreementAtTheEnd(Watcher):
         heights = [node.merger.head_height for _, node in core]
         if self._first_height is None:
             self._first_height = max(heights)
-        self._agreed = len(self.world.core) == len(core) and len({held(node) for _, node in core}) == 1
+        complete = all(
+            self.world.machines[number].node is not None
+            for number in self.world.core
+            if self.world.machines[number].honest
+        )
+        self._agreed = complete and len({held(node) for _, node in core}) == 1
         if not self._agreed and max(heights) > self._first_height + MERGES_TO_AGREE:
             self.fail(f"the core does not agree after {MERGES_TO_AGREE} merges: {self._views(core)}")
 
     def finished(self, now_s: float) -> None:
         """By now it must have."""
-        self.sample(now_s)
+        self.look(now_s)
         if self.world.core and not self._agreed:
             self.fail(f"the core never agreed: {self._views(self._core())}")
 

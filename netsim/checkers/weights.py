@@ -19,10 +19,11 @@ from node.node import Node
 class Finite(Watcher):
     """S3: no value that is not finite is in the live weights or in an anchor, at any time.
 
-    Checked whenever somebody else than the inner steps writes, and at each sample.
+    Checked whenever somebody else than the inner steps writes, and now and then.
     """
 
     name = "finite"
+    every_s = 10.0
 
     def attach(self, machine: Machine, node: Node) -> None:
         """See every write."""
@@ -44,7 +45,7 @@ class Finite(Watcher):
         self.after(trainer, "write", written)
         self.after(node.merge_host, "_adopted", adopted)
 
-    def sample(self, now_s: float) -> None:
+    def look(self, now_s: float) -> None:
         """The live weights of everybody."""
         for machine, node in self.running():
             if not finite(node.trainer.read()):

@@ -7,7 +7,7 @@ from functools import partial
 import msgspec
 import trio
 
-from netsim.checkers import Quiet, build, task_census
+from netsim.checkers import build, task_census
 from netsim.determinism import SimClock, deterministic_scheduling
 from netsim.disk import SimDisk
 from netsim.network import LinkModel, open_sim_network
@@ -78,7 +78,7 @@ async def _simulate(
                 spec=spec,
                 seed=seed,
                 learners=learner,
-                failed=lambda machine, error: None,
+                failed=lambda machine, error: report("crash", repr(error), machine.number),
             )
             for number in range(machines):
                 machine = world.add_machine(disk=SimDisk(rng=random.Random(f"{seed}/{number}")))
@@ -86,11 +86,9 @@ async def _simulate(
             checkers = build(world, report)
             world.observers.extend(checkers)
             nursery.start_soon(_sample, checkers)
-            quiet = next(checker for checker in checkers if isinstance(checker, Quiet))
-            with quiet.listening():
-                await script(world)
-                for checker in checkers:
-                    checker.finished(trio.current_time())
+            await script(world)
+            for checker in checkers:
+                checker.finished(trio.current_time())
             nursery.cancel_scope.cancel()
 
 
