@@ -6,7 +6,7 @@ They recompute in numpy, from the weights they saw a node pledge, what the produ
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -45,7 +45,6 @@ class Pledge:
 
     contribution: Contribution
     values: Values
-    life: int
 
 
 class Pledges:
@@ -53,8 +52,6 @@ class Pledges:
 
     def __init__(self) -> None:
         self._by_peer: dict[str, OrderedDict[bytes, list[Pledge]]] = {}
-        self.lives: Counter[str] = Counter()
-        """How often each member has started."""
 
     def add(self, parent: bytes, pledge: Pledge) -> None:
         """Remember a pledge."""
@@ -89,7 +86,6 @@ class ExactAverage(Watcher):
     def attach(self, machine: Machine, node: Node) -> None:
         """See the weights that are pledged, each committed record, and each anchor that is taken."""
         host, layout = node.merge_host, node.trainer.layout
-        self._pledges.lives[machine.identity.peer] += 1
         pledged: list[Values] = []
         self.after(host, "_pledge", lambda values: pledged.append(values.numpy().copy()))
 
@@ -98,8 +94,7 @@ class ExactAverage(Watcher):
 
             def done(contribution: Contribution | None) -> None:
                 if contribution is not None and len(pledged) > known:
-                    life = self._pledges.lives[machine.identity.peer]
-                    self._take_pledge(machine, layout, parent, Pledge(contribution, pledged[-1], life))
+                    self._take_pledge(machine, layout, parent, Pledge(contribution, pledged[-1]))
                     pledged.clear()
 
             return done
@@ -250,6 +245,8 @@ class Rebase(Watcher):
     def attach(self, machine: Machine, node: Node) -> None:
         """See what is put under the live weights, and what they are before and after."""
         host, trainer = node.merge_host, node.trainer
+        pledged: set[bytes] = set()
+        """The links that this life has pledged to since its weights were last put on an anchor."""
 
         def take(
             record: MergeRecord,
@@ -262,13 +259,14 @@ class Rebase(Watcher):
             own = [c for c in record.contributors if c.peer == machine.identity.peer]
             pledge = self._pledges.find(record.parent, own[0]) if own else None
             if contribution is None:
-                life = self._pledges.lives[machine.identity.peer]
-                if rebase and pledge is not None and pledge.life == life:
+                if rebase and pledge is not None and record.parent in pledged:
                     self.fail(f"forgot its own part in record {short(record_hash)}", machine.number)
             elif pledge is None or contribution.numpy().tobytes() != pledge.values.tobytes():
                 self.fail(
                     f"took something else for its own part in record {short(record_hash)}", machine.number
                 )
+            if rebase:
+                pledged.clear()
 
         def rebase(anchor: torch.Tensor, contribution: torch.Tensor | None) -> Callable[[None], None]:
             before = trainer.read()
@@ -280,6 +278,7 @@ class Rebase(Watcher):
 
             return done
 
+        self.after(host, "contribute", lambda _, parent, point: pledged.add(parent))
         self.watch(host, "_take", take)
         self.watch(host, "_rebase", rebase)
 

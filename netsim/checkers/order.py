@@ -6,12 +6,13 @@ Owns the checkers ``monotonic`` and ``agreement``.
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any
+from collections.abc import Callable
 
 from gossip.merge_acceptor import AcceptorState
 from gossip.merge_member import PROMISE
 from gossip.merge_record import Link, electorate, record_hash
 from gossip.messages import Ballot, CommittedRecord, Heartbeat, Message, Notice
+from gossip.notices import Verdict
 from netsim.checkers.base import Machine, Report, Watcher, World, short
 from node.life import PATH as NODE_STATE
 from node.node import Node
@@ -51,20 +52,21 @@ class Monotonic(Watcher):
 
         table = node.notices
 
-        def hold(register: Any) -> None:
-            notice: Notice = register.notice
+        def offer(notice: Notice, now_s: float) -> Callable[[Verdict], None]:
             held = table.get(PeerId(notice.author), notice.kind)
-            if held is not None and version_of(notice) < version_of(held):
-                self.fail(
-                    f"took notice {version_of(notice)} of {notice.author} over {version_of(held)}",
-                    number,
-                )
+
+            def done(verdict: Verdict) -> None:
+                stale = held is not None and version_of(notice) < version_of(held)
+                if stale and verdict is Verdict.ACCEPTED:
+                    self.fail(f"took an older notice of {notice.author} for news", number)
+
+            return done
 
         def publish(kind: str, body: Message) -> None:
             if isinstance(body, Heartbeat):
                 self._check_heartbeat(number, body)
 
-        self.watch(table, "_hold", hold)
+        self.watch(table, "offer", offer)
         self.watch(table, "publish", publish)
         self.after(node.merger, "load", lambda _: self._check_chain(machine, node))
 
