@@ -14,6 +14,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from blake3 import blake3
@@ -27,9 +28,9 @@ DATA_BYTES_MAX = 1 << 30
 EXAMPLES_MAX = 1 << 21
 """Each is hashed, and its hash is held in memory while it is sorted."""
 
-Floats = NDArray[np.float32]
-Labels = NDArray[np.int64]
-Rows = slice | NDArray[np.intp]
+Floats: TypeAlias = NDArray[np.float32]
+Labels: TypeAlias = NDArray[np.int64]
+Rows: TypeAlias = slice | NDArray[np.intp] | NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,23 +81,24 @@ class LabelledData:
     @classmethod
     def of(cls, examples: Examples, held_out: Examples | None = None) -> LabelledData:
         """The data made of ``examples``. Raises DataError when nothing would be left to learn from or to measure on."""
-        rows = _by_hash(examples)
+        examples, keys = _by_hash(examples)
         if held_out is None:
-            held_keys = [key for key in rows if int.from_bytes(key, "little") % 10 == 0] or list(rows)[:1]
-            held_out = examples.take(np.array([rows[key] for key in held_keys], np.intp))
+            held = np.array([int.from_bytes(key, "little") % 10 == 0 for key in keys], np.bool_)
+            if not held.any():
+                held[:1] = True
+            held_out = examples.take(held)
         else:
-            held_rows = _by_hash(held_out)
-            held_keys = list(held_rows)
-            held_out = held_out.take(np.array(list(held_rows.values()), np.intp))
-        for key in held_keys:
-            rows.pop(key, None)
-        if not rows or not held_keys:
+            held_out, held_keys = _by_hash(held_out)
+            known = set(held_keys)
+            held = np.array([key in known for key in keys], np.bool_)
+        train = examples.take(~held)
+        if not len(train) or not len(held_out):
             raise DataError(
-                f"there are too few different examples: {len(rows)} to learn from, {len(held_keys)} held out",
+                f"there are too few different examples: {len(train)} to learn from, {len(held_out)} held out",
                 why="some of them are set aside to measure the model on",
                 fix="add examples to the file",
             )
-        return cls(examples.take(np.array(list(rows.values()), np.intp)), held_out, _digest(held_out))
+        return cls(train, held_out, _digest(held_out))
 
     def evaluated_on(self, examples_max: int) -> LabelledData:
         """The same data with at most ``examples_max`` held-out examples."""
@@ -171,13 +173,14 @@ class _Classes:
         return rows
 
 
-def _by_hash(examples: Examples) -> dict[bytes, int]:
-    """A row of each different example, by ascending hash."""
-    keyed = {
+def _by_hash(examples: Examples) -> tuple[Examples, list[bytes]]:
+    """The different ones among ``examples`` by ascending hash, and the hashes."""
+    rows = {
         blake3(x.tobytes() + y.tobytes()).digest(): row
         for row, (x, y) in enumerate(zip(examples.x, examples.y, strict=True))
     }
-    return {key: keyed[key] for key in sorted(keyed)}
+    keys = sorted(rows)
+    return examples.take(np.array([rows[key] for key in keys], np.intp)), keys
 
 
 def _digest(examples: Examples) -> bytes:
