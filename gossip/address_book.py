@@ -91,6 +91,8 @@ def parse_peer_address(text: str, *, chars_max: int) -> tuple[PeerId, str]:
 class _Entry:
     sources: dict[str, AddressSource] = field(default_factory=dict)
     """Address -> where it was learnt last, oldest first."""
+    told: tuple[AddressSource, tuple[str, ...]] | None = None
+    """What was added last, and from where."""
     failures: int = 0
     successes: int = 0
     retry_s: float = 0.0
@@ -130,15 +132,21 @@ class AddressBook:
         A heartbeat or hello is the peer's own word, so it replaces what the peer said before. Returns whether
         the peer is new.
         """
-        usable = [address for address in addresses if self._usable(address)][
+        entry = self._entries.get(peer)
+        told = source, tuple(addresses)
+        if entry is not None and entry.told == told:
+            return False  # Every heartbeat says it again.
+        usable = [address for address in told[1] if self._usable(address)][
             : self._limits.addresses_per_peer_max
         ]
         if peer == self._local or not usable:
             return False
-        known = peer in self._entries
-        if not known and not self._make_room(permanent=source in _PERMANENT):
-            return False
-        entry = self._entries.setdefault(peer, _Entry())
+        known = entry is not None
+        if entry is None:
+            if not self._make_room(permanent=source in _PERMANENT):
+                return False
+            entry = self._entries[peer] = _Entry()
+        entry.told = told
         if source in ("heartbeat", "hello"):
             entry.sources = {
                 address: learnt

@@ -7,7 +7,7 @@ the only way notices travel, not a repair path beside another one, so traffic is
 A round is ``Probe -> InStep``, or ``Probe -> Versions -> Swap -> Notices``. One round carries a bounded number of
 notices, chosen at random when there are more; the next round carries on. Rounds are held
 
-* about once a second with a random neighbour,
+* about every other second with a random neighbour,
 * at once with a peer we have just connected to,
 * early, when there is news: with a few neighbours for our own, with one for news that others still lack.
 """
@@ -23,14 +23,14 @@ import structlog
 import trio
 
 from gossip.ledger import PeerLedger
-from gossip.messages import SYNC_PROTOCOL, Heartbeat, InStep, Notice, Notices, Probe, Swap, Version, Versions
-from gossip.notices import Key, NoticeTable, Verdict
+from gossip.messages import SYNC_PROTOCOL, Heartbeat, InStep, Notice, Notices, Probe, Swap, Versions
+from gossip.notices import NOTICE_OVERHEAD_BYTES, Key, NoticeTable, Verdict, parse_keys, parse_versions
 from p2p.errors import MalformedMessage, StreamBroken, TransportError
 from p2p.frames import receive_message, send_message
 from p2p.limits import Limits
 from p2p.transport import PeerId, PeerUp, Transport
 
-INTERVAL_S = 1.0
+INTERVAL_S = 2.0
 """Between regular rounds, give or take JITTER."""
 JITTER = 0.2
 EARLY_INTERVAL_S = 0.2
@@ -38,8 +38,6 @@ EARLY_INTERVAL_PER_REGISTER_S = 0.002
 """Early rounds keep this distance, which grows with the table: large swarms live on their regular rounds."""
 OWN_NEWS_FANOUT = 3
 RELAYED_NEWS_FANOUT = 1
-NOTICE_OVERHEAD_BYTES = 400
-"""More than a notice takes beyond its body."""
 SWAP_RESERVE_BYTES = 64 << 10
 """Room in a frame for everything that is not a notice."""
 
@@ -116,8 +114,8 @@ class AntiEntropy:
 
     async def _watch_for_news(self) -> None:
         with self._notices.changes() as changes:
-            async for key in changes:
-                if self._is_news(key):
+            async for keys in changes:
+                for key in filter(self._is_news, keys):
                     own = key[0] == self._transport.local.peer
                     self._news_fanout = max(
                         self._news_fanout, OWN_NEWS_FANOUT if own else RELAYED_NEWS_FANOUT
@@ -146,8 +144,7 @@ class AntiEntropy:
             everyone_met = len(self._notices.authors()) <= 1 + len(self._neighbours())
             if fanout > RELAYED_NEWS_FANOUT or not everyone_met:
                 self._meet_some(nursery, fanout)
-            registers = len(self._notices.versions())
-            await trio.sleep(EARLY_INTERVAL_S + EARLY_INTERVAL_PER_REGISTER_S * registers)
+            await trio.sleep(EARLY_INTERVAL_S + EARLY_INTERVAL_PER_REGISTER_S * len(self._notices))
 
     def _meet_some(self, nursery: trio.Nursery, count: int) -> None:
         neighbours = self._neighbours()
@@ -187,12 +184,11 @@ class AntiEntropy:
     async def _ask(self, peer: PeerId, stream: trio.abc.HalfCloseableStream) -> None:
         await send_message(stream, Probe(digest=self._notices.digest()))
         match await self._receive(stream, InStep | Versions):
-            case Versions(versions=theirs):
+            case Versions(registers=registers):
+                theirs = parse_versions(registers)
                 wanted = self._notices.wanted_from(theirs)
-                swap = Swap(
-                    notices=self._some_of(self._notices.missing_from(theirs)),
-                    want=self._rng.sample(wanted, min(len(wanted), self._limits.notices_per_swap_max)),
-                )
+                chosen = self._rng.sample(wanted, min(len(wanted), self._limits.notices_per_swap_max))
+                swap = Swap(notices=self._some_of(self._notices.missing_from(theirs)), want=b"".join(chosen))
                 await send_message(stream, swap)
                 answer = await self._receive(stream, Notices)
                 offer_all(answer.notices, peer, self._notices, self._ledger)
@@ -206,10 +202,11 @@ class AntiEntropy:
                 if probe.digest == self._notices.digest():
                     await send_message(stream, InStep())
                     return
-                await send_message(stream, Versions(versions=self._notices.versions()))
+                await send_message(stream, Versions(registers=self._notices.versions()))
                 swap = await self._receive(stream, Swap)
                 offer_all(swap.notices, peer, self._notices, self._ledger)
-                await send_message(stream, Notices(notices=self._some_of(self._held(swap.want))))
+                wanted = self._notices.held(parse_keys(swap.want))
+                await send_message(stream, Notices(notices=self._some_of(wanted)))
         except MalformedMessage as error:
             self._ledger.note(peer, "malformed", error.what)
             raise
@@ -219,10 +216,6 @@ class AntiEntropy:
         if message is None:
             raise StreamBroken("the peer ended the round early")
         return message
-
-    def _held(self, wanted: Iterable[Version]) -> list[Notice]:
-        found = (self._notices.get(PeerId(version.author), version.kind) for version in wanted)
-        return [notice for notice in found if notice is not None]
 
     def _some_of(self, notices: list[Notice]) -> list[Notice]:
         """As many as one frame carries, at random so that none is passed over for ever."""

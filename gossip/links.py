@@ -308,10 +308,13 @@ class Links:
 
     async def _learn_addresses(self) -> None:
         with self._notices.changes() as changes:
-            async for author, kind in changes:
-                beat = self._notices.body_of(author, "heartbeat", Heartbeat) if kind == "heartbeat" else None
-                if beat is not None and self._book.add(author, beat.addresses, "heartbeat"):
-                    self._wake.set()
+            async for keys in changes:
+                for author, kind in keys:
+                    if kind != "heartbeat":
+                        continue
+                    beat = self._notices.body_of(author, kind, Heartbeat)
+                    if beat is not None and self._book.add(author, beat.addresses, "heartbeat"):
+                        self._wake.set()
 
     async def _save_regularly(self) -> None:
         while True:

@@ -6,6 +6,8 @@ heartbeats and the time are passed in. Never decides what a state means for a me
 Failure detection is adaptive: a member is suspect once it has been silent for longer than the mean of its
 heartbeat intervals plus ``DEVIATIONS`` mean deviations, both smoothed as TCP smooths its round trips (RFC 6298,
 section 2). So a slow or busy link stretches its own deadline and no other.
+
+The more members there are, the less often each beats: what a node hears per second stays within bounds.
 """
 
 from __future__ import annotations
@@ -19,15 +21,22 @@ from p2p.transport import PeerId
 
 MemberState = Literal["alive", "suspect", "gone", "left"]
 
-INTERVAL_GUESS_S = 2.0
-"""Mean interval assumed until two heartbeats of a member have been seen."""
+HEARTBEAT_S_MIN = 2.0
+HEARTBEAT_S_MAX = 30.0
+HEARTBEATS_PER_S = 8.0
+"""What a node hears of all members together, where HEARTBEAT_S_MAX allows it."""
 MEAN_WEIGHT = 1 / 8
 DEVIATION_WEIGHT = 1 / 4
 DEVIATIONS = 4.0
 SUSPECT_S_MIN = 4.0
-SUSPECT_S_MAX = 30.0
+SUSPECT_S_MAX = 120.0
 GONE_FACTOR = 3.0
 """A member is gone after this many times the silence that made it suspect."""
+
+
+def heartbeat_interval_s(members: int) -> float:
+    """How often each of so many members beats."""
+    return min(max(members / HEARTBEATS_PER_S, HEARTBEAT_S_MIN), HEARTBEAT_S_MAX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +55,15 @@ class _Entry:
     heard_s: float
     proven: bool = False
     cut_off: bool = False
-    interval_mean_s: float = INTERVAL_GUESS_S
-    interval_deviation_s: float = INTERVAL_GUESS_S / 2
+    interval_mean_s: float = HEARTBEAT_S_MIN
+    interval_deviation_s: float = HEARTBEAT_S_MIN / 2
+    suspect_after_s: float = 0.0
 
-    @property
-    def suspect_after_s(self) -> float:
-        expected_s = self.interval_mean_s + DEVIATIONS * self.interval_deviation_s
-        return min(max(expected_s, SUSPECT_S_MIN), SUSPECT_S_MAX)
+    def expect(self, interval_s: float) -> None:
+        """Work out the deadline: no shorter than what a swarm of this size calls for, ``interval_s``."""
+        mean_s = max(self.interval_mean_s, interval_s)
+        expected_s = mean_s + DEVIATIONS * self.interval_deviation_s
+        self.suspect_after_s = min(max(expected_s, SUSPECT_S_MIN), SUSPECT_S_MAX)
 
 
 class MemberTable:
@@ -67,14 +78,17 @@ class MemberTable:
         if peer == self._local:
             return
         entry = self._entries.get(peer)
+        nominal_s = heartbeat_interval_s(len(self._entries) + 1)
         if entry is None:
-            self._entries[peer] = _Entry(heartbeat, now_s)
+            entry = self._entries[peer] = _Entry(heartbeat, now_s, interval_mean_s=nominal_s)
+            entry.expect(nominal_s)
             return
-        # An interval longer than any deadline was an absence; it says nothing about the rhythm.
-        interval_s = min(now_s - entry.heard_s, SUSPECT_S_MAX)
+        # An interval longer than the deadline was an absence; it says little about the rhythm.
+        interval_s = min(now_s - entry.heard_s, entry.suspect_after_s)
         deviation_s = abs(interval_s - entry.interval_mean_s)
         entry.interval_deviation_s += DEVIATION_WEIGHT * (deviation_s - entry.interval_deviation_s)
         entry.interval_mean_s += MEAN_WEIGHT * (interval_s - entry.interval_mean_s)
+        entry.expect(nominal_s)
         entry.heartbeat, entry.heard_s = heartbeat, now_s
         entry.proven, entry.cut_off = True, False
 
@@ -104,7 +118,11 @@ class MemberTable:
 
     def alive(self, now_s: float) -> list[PeerId]:
         """The members believed alive, sorted."""
-        return sorted(peer for peer, entry in self._entries.items() if _state(entry, now_s) == "alive")
+        return sorted([peer for peer, entry in self._entries.items() if _state(entry, now_s) == "alive"])
+
+    def __len__(self) -> int:
+        """Members known, in any state."""
+        return len(self._entries)
 
     def get(self, peer: PeerId, now_s: float) -> Member | None:
         """One member, or None when it was never heard of."""

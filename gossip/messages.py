@@ -154,32 +154,27 @@ class InStep(Message, frozen=True):
     """Our tables are equal; nothing to do."""
 
 
-class Version(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """The version of one register: an array without a tag, because a swarm of 1,024 sends thousands of them.
-
-    ``check`` is the first 8 bytes of the BLAKE3 digest of the notice's canonical bytes. Versions of one
-    register are ordered by (incarnation, sequence, check), so even an author that signs two notices under
-    one number leaves every table equal.
-    """
-
-    author: PeerText
-    kind: Kind
-    incarnation: Count
-    sequence: Count
-    check: Annotated[bytes, Meta(min_length=8, max_length=8)]
+REGISTER_KEY_BYTES = 16
+REGISTER_STAMP_BYTES = 24
 
 
 class Versions(Message, frozen=True):
-    """Our tables differ; this is what mine holds, sorted. Its BLAKE3 digest is the digest in a Probe."""
+    """Our tables differ; this is what mine holds: of each register its key and its stamp, ascending by key.
 
-    versions: Annotated[list[Version], Meta(max_length=8192)]
+    A key is the first 16 bytes of the BLAKE3 digest of ``author || 0x00 || kind``. A stamp is the incarnation and the
+    sequence number, each 8 bytes big-endian, and the first 8 bytes of the signature: the greater one wins, so even an
+    author that signs two notices under one number leaves every table equal. The BLAKE3 digest of ``registers`` is the
+    digest in a Probe.
+    """
+
+    registers: Annotated[bytes, Meta(max_length=8192 * (REGISTER_KEY_BYTES + REGISTER_STAMP_BYTES))]
 
 
 class Swap(Message, frozen=True):
-    """Here is what you lack; send me these in return."""
+    """Here is what you lack; send me the registers of these keys in return."""
 
     notices: Annotated[list[Notice], Meta(max_length=256)]
-    want: Annotated[list[Version], Meta(max_length=256)]
+    want: Annotated[bytes, Meta(max_length=256 * REGISTER_KEY_BYTES)]
 
 
 class Notices(Message, frozen=True):

@@ -4,15 +4,16 @@ Owns the registers, the order between versions of one register, and the checks a
 held. Never sends anything and never reads a clock: ``gossip.anti_entropy`` reconciles tables over the network.
 Relies on ``Signer`` for signatures and on the caller to pass the time.
 
-A register is keyed by (author, kind) and ordered by (incarnation, sequence, check); the greatest wins. Merging
-two tables is therefore commutative, associative and idempotent (a map of last-writer-wins registers: Shapiro
+A register is keyed by (author, kind) and ordered by its stamp: incarnation, sequence, signature; the greatest wins.
+Merging two tables is therefore commutative, associative and idempotent (a map of last-writer-wins registers: Shapiro
 et al., "A comprehensive study of Convergent and Commutative Replicated Data Types", 2011, section 3.2), so
 tables that have seen the same notices are equal whatever the order, grouping or repetition.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+import itertools
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -25,11 +26,11 @@ from msgspec.structs import replace
 from gossip.messages import (
     NOTICE_BODIES,
     NOTICE_BODY_BYTES_MAX,
+    REGISTER_KEY_BYTES,
+    REGISTER_STAMP_BYTES,
     Message,
     Notice,
     NoticeClaim,
-    Version,
-    Versions,
 )
 from p2p.codec import decode, encode
 from p2p.errors import MalformedMessage
@@ -40,6 +41,11 @@ from p2p.transport import PeerId
 PURPOSE = "gossamer/notice/1"
 AUTHOR_SILENCE_S = 600.0
 """An author unheard for this long gives up its place when the table is full and a new author asks."""
+
+NOTICE_OVERHEAD_BYTES = 400
+"""More than a notice takes beyond its body."""
+REFUSED_KEYS_KEPT = 1024
+"""Registers of kinds that this version does not know: not asked for again with every round."""
 
 Key = tuple[PeerId, str]
 """(author, kind): which register."""
@@ -79,8 +85,13 @@ class TableStatistics:
 class _Register:
     notice: Notice
     body: Message
-    version: Version
-    wire_bytes: int
+    key: bytes
+    """As Versions has it."""
+    stamp: bytes
+
+    @property
+    def wire_bytes(self) -> int:
+        return len(self.notice.body) + NOTICE_OVERHEAD_BYTES
 
 
 class NoticeTable:
@@ -101,7 +112,10 @@ class NoticeTable:
         self._heard_s: dict[PeerId, float] = {}
         self._said: dict[str, Message] = {}
         self._feeds: set[ChangeFeed] = set()
-        self._versions: list[Version] | None = None
+        self._key_of: dict[bytes, Key] = {}
+        self._refused: dict[bytes, bytes] = {}
+        """Key -> stamp of notices whose kind is not known here."""
+        self._versions: bytes | None = None
         self._digest: bytes | None = None
 
     # --- what we say ------------------------------------------------------------------------------------------
@@ -124,11 +138,10 @@ class NoticeTable:
             signature=bytes(64),
         )
         notice = replace(unsigned, signature=self._signer.sign(PURPOSE, self._claim_bytes(unsigned)))
-        wire = encode(notice)
-        if len(notice.body) > NOTICE_BODY_BYTES_MAX or len(wire) > self._limits.notice_bytes_max:
-            raise ValueError(f"a {kind} notice of {len(wire)} bytes is more than peers accept")
+        if self._oversized(notice):
+            raise ValueError(f"a {kind} notice of {len(notice.body)} bytes is more than peers accept")
         self._said[kind] = body
-        self._hold(_Register(notice, body, _version_of(notice, wire), len(wire)))
+        self._hold(notice, body)
         return notice
 
     # --- what others say --------------------------------------------------------------------------------------
@@ -136,15 +149,16 @@ class NoticeTable:
     def offer(self, notice: Notice, now_s: float) -> Verdict:
         """Check a notice from anywhere and hold it when it is newer than what is held."""
         body_type = NOTICE_BODIES.get(notice.kind)
-        if body_type is None:
-            return Verdict.UNKNOWN_KIND
-        wire = encode(notice)
-        if len(wire) > self._limits.notice_bytes_max:
-            return Verdict.OVERSIZED
         author = PeerId(notice.author)
-        version = _version_of(notice, wire)
+        if body_type is None:
+            if len(self._refused) == REFUSED_KEYS_KEPT:
+                del self._refused[next(iter(self._refused))]
+            self._refused[_register_key(author, notice.kind)] = _stamp_of(notice)
+            return Verdict.UNKNOWN_KIND
+        if self._oversized(notice):
+            return Verdict.OVERSIZED
         held = self._registers.get((author, notice.kind))
-        if held is not None and _stamp(version) <= _stamp(held.version):
+        if held is not None and _stamp_of(notice) <= held.stamp:
             return Verdict.KNOWN
         if not self._signer.verify(author, PURPOSE, self._claim_bytes(notice), notice.signature):
             return Verdict.SIGNATURE
@@ -154,12 +168,16 @@ class NoticeTable:
             return Verdict.MALFORMED
         if not self._make_room(author, now_s):
             return Verdict.TABLE_FULL
-        self._hold(_Register(notice, body, version, len(wire)))
+        self._hold(notice, body)
         if author != self._signer.peer:
             self._heard_s[author] = now_s
         elif notice.incarnation >= self._incarnation:
             self._rise_above(notice.incarnation)
         return Verdict.ACCEPTED
+
+    def _oversized(self, notice: Notice) -> bool:
+        size = len(notice.body)
+        return size > NOTICE_BODY_BYTES_MAX or size + NOTICE_OVERHEAD_BYTES > self._limits.notice_bytes_max
 
     def _claim_bytes(self, notice: Notice) -> bytes:
         return encode(
@@ -184,7 +202,7 @@ class NoticeTable:
             return False
         del self._heard_s[quietest]
         for key in [key for key in self._registers if key[0] == quietest]:
-            del self._registers[key]
+            del self._key_of[self._registers.pop(key).key]
             self._changed(key)
         return True
 
@@ -194,10 +212,13 @@ class NoticeTable:
         for kind, body in list(self._said.items()):
             self.publish(kind, body)
 
-    def _hold(self, register: _Register) -> None:
-        key = (PeerId(register.notice.author), register.notice.kind)
-        self._registers[key] = register
-        self._changed(key)
+    def _hold(self, notice: Notice, body: Message) -> None:
+        name = PeerId(notice.author), notice.kind
+        held = self._registers.get(name)
+        key = held.key if held is not None else _register_key(*name)
+        self._registers[name] = _Register(notice, body, key, _stamp_of(notice))
+        self._key_of[key] = name
+        self._changed(name)
 
     def _changed(self, key: Key) -> None:
         self._versions = self._digest = None
@@ -218,6 +239,10 @@ class NoticeTable:
             return None
         assert isinstance(register.body, body_type)
         return register.body
+
+    def __len__(self) -> int:
+        """Registers held."""
+        return len(self._registers)
 
     def authors(self) -> list[PeerId]:
         """Everyone with a notice in the table, sorted; ourselves included once we have said something."""
@@ -244,44 +269,66 @@ class NoticeTable:
 
     # --- reconciling with another table -----------------------------------------------------------------------
 
-    def versions(self) -> list[Version]:
-        """The version of every register, sorted by (author, kind)."""
+    def versions(self) -> bytes:
+        """Key and stamp of every register, ascending by key: what Versions carries."""
         if self._versions is None:
-            self._versions = [self._registers[key].version for key in sorted(self._registers)]
+            ordered = sorted(register.key + register.stamp for register in self._registers.values())
+            self._versions = b"".join(ordered)
         return self._versions
 
     def digest(self) -> bytes:
-        """32 bytes, equal exactly when the tables are: BLAKE3 of the canonical Versions message."""
+        """32 bytes, equal exactly when the tables are: BLAKE3 of ``versions``."""
         if self._digest is None:
-            self._digest = blake3(encode(Versions(versions=self.versions()))).digest()
+            self._digest = blake3(self.versions()).digest()
         return self._digest
 
-    def missing_from(self, theirs: Sequence[Version]) -> list[Notice]:
-        """The notices we hold that a table with versions ``theirs`` lacks or holds older."""
-        stamps = {(version.author, version.kind): _stamp(version) for version in theirs}
+    def missing_from(self, theirs: Mapping[bytes, bytes]) -> list[Notice]:
+        """The notices we hold that a table with stamps ``theirs`` by key lacks or holds older."""
         return [
             register.notice
-            for key, register in self._registers.items()
-            if key not in stamps or stamps[key] < _stamp(register.version)
+            for register in self._registers.values()
+            if theirs.get(register.key, b"") < register.stamp
         ]
 
-    def wanted_from(self, theirs: Sequence[Version]) -> list[Version]:
-        """Those of ``theirs`` that are of a known kind and newer than ours."""
-        return [
-            version
-            for version in theirs
-            if version.kind in NOTICE_BODIES
-            and (
-                (held := self._registers.get((PeerId(version.author), version.kind))) is None
-                or _stamp(held.version) < _stamp(version)
-            )
-        ]
+    def wanted_from(self, theirs: Mapping[bytes, bytes]) -> list[bytes]:
+        """The keys of ``theirs`` whose stamps are newer than what we hold, or refused for its kind."""
+        return [key for key, stamp in theirs.items() if self._stamp(key) < stamp]
+
+    def held(self, keys: Iterable[bytes]) -> list[Notice]:
+        """The notices of these keys, as far as they are held."""
+        names = (self._key_of.get(key) for key in keys)
+        return [self._registers[name].notice for name in names if name is not None]
+
+    def _stamp(self, key: bytes) -> bytes:
+        name = self._key_of.get(key)
+        return self._registers[name].stamp if name is not None else self._refused.get(key, b"")
+
+
+def parse_versions(registers: bytes) -> dict[bytes, bytes]:
+    """Key -> stamp of what Versions carries. Raises MalformedMessage unless it is whole and ascending."""
+    size = REGISTER_KEY_BYTES + REGISTER_STAMP_BYTES
+    if len(registers) % size:
+        raise MalformedMessage(f"{len(registers)} bytes of versions, {size} each")
+    keys = [registers[at : at + REGISTER_KEY_BYTES] for at in range(0, len(registers), size)]
+    if any(left >= right for left, right in itertools.pairwise(keys)):
+        raise MalformedMessage("versions not sorted, or named twice")
+    return {
+        key: registers[number * size + REGISTER_KEY_BYTES : (number + 1) * size]
+        for number, key in enumerate(keys)
+    }
+
+
+def parse_keys(want: bytes) -> list[bytes]:
+    """The keys that Swap wants. Raises MalformedMessage unless they are whole."""
+    if len(want) % REGISTER_KEY_BYTES:
+        raise MalformedMessage(f"{len(want)} bytes of keys, {REGISTER_KEY_BYTES} each")
+    return [want[at : at + REGISTER_KEY_BYTES] for at in range(0, len(want), REGISTER_KEY_BYTES)]
 
 
 class ChangeFeed:
     """The keys of changed registers, each once however often it changed: never longer than the table.
 
-    An async iterator for one reader; a slow reader skips intermediate versions and loses nothing else.
+    An async iterator of batches for one reader; a slow reader skips intermediate versions and loses nothing else.
     """
 
     def __init__(self, keys: Iterable[Key]) -> None:
@@ -292,28 +339,24 @@ class ChangeFeed:
         self._pending[key] = None
         self._changed.set()
 
-    def __aiter__(self) -> AsyncIterator[Key]:
+    def __aiter__(self) -> AsyncIterator[list[Key]]:
         return self
 
-    async def __anext__(self) -> Key:
-        while not self._pending:
+    async def __anext__(self) -> list[Key]:
+        if not self._pending:
             self._changed = trio.Event()
             await self._changed.wait()
-        await trio.lowlevel.checkpoint()
-        key = next(iter(self._pending))
-        del self._pending[key]
-        return key
+        else:
+            await trio.lowlevel.checkpoint()
+        batch = list(self._pending)
+        self._pending.clear()
+        return batch
 
 
-def _version_of(notice: Notice, wire: bytes) -> Version:
-    return Version(
-        author=notice.author,
-        kind=notice.kind,
-        incarnation=notice.incarnation,
-        sequence=notice.sequence,
-        check=blake3(wire).digest(length=8),
-    )
+def _register_key(author: PeerId, kind: str) -> bytes:
+    return blake3(f"{author}\0{kind}".encode()).digest(length=REGISTER_KEY_BYTES)
 
 
-def _stamp(version: Version) -> tuple[int, int, bytes]:
-    return version.incarnation, version.sequence, version.check
+def _stamp_of(notice: Notice) -> bytes:
+    numbers = notice.incarnation.to_bytes(8, "big") + notice.sequence.to_bytes(8, "big")
+    return numbers + notice.signature[:8]

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from netsim.attackers import ATTACKERS
 from netsim.links import LinkModel
 from netsim.scenario import (
     Attack,
@@ -33,8 +34,8 @@ from netsim.scenario import (
     Throttle,
 )
 
-ATTACKERS_DRAWN = ("rotten-shards", "nan-fragments", "huge-fragments", "replays", "boasts")
-"""Hostile members that random faults may bring; names of ``netsim.attackers``."""
+ATTACKERS_DRAWN = tuple(sorted(ATTACKERS))
+"""Hostile members that random faults may bring."""
 
 
 @dataclass(frozen=True, slots=True)

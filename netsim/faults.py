@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import trio
 
+from netsim.attackers import ATTACKERS
 from netsim.draw import Plan, Strike, drawn, generator, hardware
 from netsim.links import Cut
 from netsim.scenario import (
@@ -39,8 +40,6 @@ from netsim.world import Machine, World
 
 Tell = Callable[[str, Sequence[int], str, float | None], None]
 """Told what happened, to which machines, in what words, and until when."""
-Attacker = Callable[[World, str, random.Random], contextlib.AbstractAsyncContextManager[None]]
-"""Lets a hostile member of that name in for the length of a block."""
 
 
 class Faults:
@@ -55,7 +54,6 @@ class Faults:
         seed: int,
         tell: Tell,
         add_machine: Callable[[], Machine],
-        attacker: Attacker,
     ) -> None:
         self._world = world
         self._scenario = scenario
@@ -63,7 +61,6 @@ class Faults:
         self._seed = seed
         self._tell = tell
         self._add_machine = add_machine
-        self._attacker = attacker
         self._going_on = 0
 
     async def run(self) -> None:
@@ -132,6 +129,7 @@ class Faults:
 
     async def _end(self, machine: Machine, how: str) -> None:
         if machine.node is None:
+            machine.wanted = False
             return
         if how == "leave":
             await self._world.leave(machine.number)
@@ -206,8 +204,7 @@ class Faults:
             case Join():
                 await self._join(fault, for_s, rng)
             case Attack():
-                async with self._attacker(self._world, fault.attacker, rng):
-                    await trio.sleep(for_s or math.inf)
+                await self._attack(fault, for_s, rng)
 
     async def _take_down(self, targets: list[Machine], how: str, for_s: float, rng: random.Random) -> None:
         async with trio.open_nursery() as nursery:
@@ -320,3 +317,13 @@ class Faults:
             if number:
                 await trio.sleep(for_s / max(1, fault.count - 1))
             self._switch_on(self._add_machine(), rng)
+
+    async def _attack(self, fault: Attack, for_s: float, rng: random.Random) -> None:
+        machine = self._add_machine()
+        machine.spoil = ATTACKERS[fault.attacker].spoil
+        self._tell("attack", [machine.number], ATTACKERS[fault.attacker].about, None)
+        self._switch_on(machine, rng)
+        try:
+            await trio.sleep(for_s or math.inf)
+        finally:
+            await self._end(machine, "kill")

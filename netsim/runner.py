@@ -27,7 +27,6 @@ from blake3 import blake3
 from msgspec.structs import replace
 
 from netsim import checkers, draw
-from netsim.attackers import open_attacker
 from netsim.compute import SimCompute
 from netsim.connection import Frame
 from netsim.determinism import SimClock, deterministic_scheduling
@@ -265,7 +264,6 @@ class _Run:
             seed=self._seed,
             tell=self._tell,
             add_machine=self._add_machine,
-            attacker=open_attacker,
         )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._look, metrics, guards)

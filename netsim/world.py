@@ -48,7 +48,8 @@ class Machine:
     disk: SimDisk
     compute: SimCompute
     costs: Costs
-    honest: bool = True
+    spoil: Callable[[Node], None] | None = None
+    """Makes each node on it tell a lie (``netsim.attackers``)."""
     bootstrap: tuple[int, ...] = ()
     """The machines whose addresses each of its processes is given."""
     wanted: bool = False
@@ -62,6 +63,11 @@ class Machine:
     """When each life began."""
     bytes_sent_before: int = 0
     """By the processes before the one running now."""
+
+    @property
+    def honest(self) -> bool:
+        """Whether it runs the product as it is."""
+        return self.spoil is None
 
     @property
     def peer(self) -> PeerId:
@@ -264,6 +270,8 @@ class World:
                 limits=self.network.limits,
                 eligible=(lambda peer: eligible(machine.peer, peer)) if eligible else None,
             )
+            if machine.spoil is not None:
+                machine.spoil(machine.node)
             for observer in self.observers:
                 observer.started(machine)
             started.set()

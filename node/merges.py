@@ -32,7 +32,8 @@ from training.run_spec import MergeSpec
 
 log = structlog.get_logger()
 
-WATCH_S = 0.25
+WATCHED_AT_ONCE = 64
+"""In larger swarms the members are looked at less often, as they are heard less often."""
 RECOVERY_RETRY_S = 3.0
 
 
@@ -103,12 +104,10 @@ class Merges:
     async def _ask_when_due(self) -> None:
         while True:
             point = self._rounds.points_passed
-            if self._watch.due(
-                point, self._members(), trio.current_time(), others_known=self._others_known()
-            ):
+            members = self._members()
+            if self._watch.due(point, members, trio.current_time(), others_known=self._others_known()):
                 self._merger.due(point + 1)
-            with trio.move_on_after(WATCH_S):
-                await self._progress.wait()
+            await trio.sleep(self._watch.pause_s(point, members) * max(1.0, len(members) / WATCHED_AT_ONCE))
 
     async def _recover_anchor(self) -> None:
         """After a restart: hold the anchor of the last commit again, and be based on it if the checkpoint is not."""

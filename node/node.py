@@ -10,6 +10,7 @@ stop ends with a checkpoint and a goodbye within ``STOP_TIMEOUT_S``.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -21,7 +22,7 @@ from gossip.address_book import AddressBook
 from gossip.anti_entropy import AntiEntropy
 from gossip.ledger import PeerLedger
 from gossip.links import Links
-from gossip.members import MemberTable
+from gossip.members import HEARTBEAT_S_MIN, MemberTable, heartbeat_interval_s
 from gossip.merging import Merger
 from gossip.messages import Heartbeat
 from gossip.notices import NoticeTable
@@ -47,7 +48,8 @@ log = structlog.get_logger()
 
 SLICE_S = 0.1
 """Inner steps run in slices of about this long, so that reads and writes of the weights wait no longer."""
-HEARTBEAT_S = 1.0
+FIRST_HEARTBEATS = 3
+"""So many follow each other fast, whatever the size of the swarm: the second one is what proves that we are there."""
 STOP_TIMEOUT_S = 8.0
 GOODBYE_S = 1.0
 SMOOTHING_STEPS = 20
@@ -353,16 +355,18 @@ class Node:
     async def _follow_members(self) -> None:
         """Feed heartbeats, however they arrived, to the member table and the merger."""
         with self.notices.changes() as changes:
-            async for author, kind in changes:
-                if kind != "heartbeat" or author == self.local:
-                    continue
-                beat = self._heartbeat_of(author)
-                if beat is None:
-                    self.members.forget(author)
-                    continue
-                self.members.heard(author, beat, trio.current_time())
-                self.merger.heads_changed(author, beat.head, beat.head_height, beat.head_participants)
-                self._progress.made()
+            async for keys in changes:
+                for author, kind in keys:
+                    if kind == "heartbeat" and author != self.local:
+                        self._heard(author)
+
+    def _heard(self, author: PeerId) -> None:
+        beat = self._heartbeat_of(author)
+        if beat is None:
+            self.members.forget(author)
+        else:
+            self.members.heard(author, beat, trio.current_time())
+            self.merger.heads_changed(author, beat.head, beat.head_height, beat.head_participants)
 
     def _heartbeat_of(self, peer: PeerId) -> Heartbeat | None:
         return self.notices.body_of(peer, "heartbeat", Heartbeat)
@@ -395,11 +399,18 @@ class Node:
         )
 
     async def _beat(self) -> None:
-        while True:
-            await trio.sleep(HEARTBEAT_S)
+        for beat in itertools.count():
+            members = 1 + len(self.members)
+            await trio.sleep(HEARTBEAT_S_MIN if beat < FIRST_HEARTBEATS else heartbeat_interval_s(members))
             self._publish_heartbeat()
 
     def _progress_of_alive(self) -> list[MemberProgress]:
         own = MemberProgress(self.trainer.step, self.rounds.steps_total, self.steps_per_s)
-        beats = (self._heartbeat_of(peer) for peer in self._alive() if peer != self.local)
-        return [own, *(MemberProgress(b.step, b.steps_total, b.steps_per_s) for b in beats if b is not None)]
+        return [own, *(self._progress_of(peer) for peer in self._alive() if peer != self.local)]
+
+    def _progress_of(self, peer: PeerId) -> MemberProgress:
+        """Where a member should be by now: in a large swarm its last word is some time old."""
+        beat = self._heartbeat_of(peer)
+        assert beat is not None, "who is alive has been heard"
+        step = min(beat.step + beat.steps_per_s * self._unheard_s(peer), max(beat.steps_total, beat.step))
+        return MemberProgress(step, beat.steps_total, beat.steps_per_s)

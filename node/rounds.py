@@ -99,7 +99,7 @@ class Rounds:
 class MemberProgress:
     """How far one alive member is, as it advertises."""
 
-    step: int
+    step: float
     steps_total: int
     steps_per_s: float
 
@@ -126,6 +126,8 @@ class MergeWatch:
 
     FLOOR_S = 2.0
     SLACK = 1.5
+    LOOK_S_MIN = 0.25
+    LOOK_S_MAX = 2.0
 
     def __init__(self, points: Sequence[float], *, wait_s_max: float) -> None:
         self._points = tuple(points)
@@ -155,6 +157,14 @@ class MergeWatch:
             self._deadline_s = now_s + self._patience_s(missing, point)
         cap_s = self._first_reached_s + self._wait_s_max
         return now_s >= min(cap_s, self._deadline_s if self._deadline_s is not None else cap_s)
+
+    def pause_s(self, points_passed: int, members: Sequence[MemberProgress]) -> float:
+        """How long nothing can fall due: until the fastest member may have reached the next point, within bounds."""
+        if points_passed >= len(self._points):
+            return self.LOOK_S_MAX
+        etas = [member.eta_s(self._points[points_passed]) for member in members]
+        earliest_s = min((eta for eta in etas if eta is not None), default=0.0)
+        return min(max(earliest_s / 2, self.LOOK_S_MIN), self.LOOK_S_MAX)
 
     def _patience_s(self, missing: Sequence[MemberProgress], point: float) -> float:
         etas = [member.eta_s(point) for member in missing]

@@ -10,8 +10,11 @@ Relies on: cbor2 for parsing, msgspec for types and ``Meta`` bounds.
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import Any, NoReturn, TypeVar, get_args
+import typing
+from collections.abc import Hashable
+from typing import Any, NoReturn, TypeVar, cast, get_args
 
 import cbor2
 import msgspec
@@ -58,7 +61,7 @@ def decode(data: bytes, message_type: type[T], *, bytes_max: int) -> T:
         OverflowError,
     ) as error:
         raise MalformedMessage(f"not a {_name(message_type)}: {error}") from error
-    if not _finite(plain):
+    if _has_floats(cast(Hashable, message_type)) and not _finite(plain):
         raise MalformedMessage(f"a {_name(message_type)} with a number that is not finite")
     # Re-encoding is the whole canonical check: trailing bytes, wide integers, unsorted keys and unknown
     # fields all come back as different bytes.
@@ -77,6 +80,24 @@ _NO_TAGS = dict.fromkeys(
     (0, 1, 2, 3, 4, 5, 25, 28, 29, 30, 35, 36, 37, 52, 54, 100, 256, 258, 260, 261, 1004, 43000, 55799),
     _refuse_tag,
 )
+
+
+@functools.cache
+def _has_floats(message_type: Hashable) -> bool:
+    """Whether a message of this type can hold a float at all; most cannot, and need not be searched for one."""
+    todo: list[Any] = [message_type]
+    seen: set[type] = set()
+    while todo:
+        kind = todo.pop()
+        if kind is float or kind is Any:
+            return True
+        if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+            if kind not in seen:
+                seen.add(kind)
+                todo += typing.get_type_hints(kind).values()
+        else:
+            todo += get_args(kind)
+    return False
 
 
 def _finite(plain: Any) -> bool:

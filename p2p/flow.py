@@ -145,7 +145,8 @@ class FlowStream(trio.abc.HalfCloseableStream):
                 raise ValueError("max_bytes must be at least 1")
         with _Exclusive(self, "_receiving", "another task is receiving"):
             self._check_open(broken=False)
-            await trio.lowlevel.checkpoint()
+            if self._unread or self._eof_received:
+                await trio.lowlevel.checkpoint()  # Otherwise parking is one.
             while not self._unread:
                 if self._eof_received:
                     return b""

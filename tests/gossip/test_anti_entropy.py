@@ -18,7 +18,6 @@ from gossip.messages import (
     Notices,
     Probe,
     Swap,
-    Version,
     Versions,
 )
 from gossip.notices import NoticeTable
@@ -72,7 +71,7 @@ async def connect_all(members):
             await member.host.connect(other.host.local)
 
 
-@pytest.mark.parametrize(("count", "typical_s", "longest_s"), [(2, 0.3, 0.5), (4, 0.3, 0.5), (6, 1.0, 2.5)])
+@pytest.mark.parametrize(("count", "typical_s", "longest_s"), [(2, 0.3, 0.5), (4, 0.3, 0.5), (6, 1.0, 3.5)])
 async def test_news_crosses_a_small_swarm_quickly(autojump_clock, count, typical_s, longest_s):
     # Up to 4 members the author tells everybody at once; beyond, regular rounds reach the rest.
     async with swarm(count) as (_, members):
@@ -178,7 +177,7 @@ async def test_notices_of_another_run_or_name_cost_their_sender(autojump_clock, 
         stream = await hostile.host.open_stream(honest.peer, SYNC_PROTOCOL)
         await send_message(stream, Probe(digest=bytes(32)))
         assert isinstance(await receive_message(stream, InStep | Versions, bytes_max=1 << 20), Versions)
-        await send_message(stream, Swap(notices=[notice], want=[]))
+        await send_message(stream, Swap(notices=[notice], want=b""))
         assert await receive_message(stream, Notices, bytes_max=1 << 20) == Notices(notices=[])
         assert honest.table.authors() == []
         assert honest.ledger.refusals == {"signature": 1}
@@ -190,9 +189,33 @@ async def test_wanting_what_is_not_held_gets_nothing(autojump_clock):
         stream = await asker.host.open_stream(honest.peer, SYNC_PROTOCOL)
         await send_message(stream, Probe(digest=bytes(32)))
         await receive_message(stream, Versions, bytes_max=1 << 20)
-        unknown = Version(author=IDENTITIES[4].peer, kind="rumour", incarnation=1, sequence=1, check=bytes(8))
-        await send_message(stream, Swap(notices=[], want=[unknown] * 256))
+        await send_message(stream, Swap(notices=[], want=bytes(16) * 256))
         assert await receive_message(stream, Notices, bytes_max=1 << 20) == Notices(notices=[])
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Versions(registers=bytes(39)),
+        Versions(registers=b"b" * 40 + b"a" * 40),
+        Versions(registers=b"a" * 40 + b"a" * 40),
+    ],
+    ids=["not whole", "not sorted", "named twice"],
+)
+async def test_versions_that_are_none_cost_standing(autojump_clock, message):
+    async with swarm(1) as (network, (honest,)), network.open_host(IDENTITIES[3].peer) as hostile:
+
+        async def answer(_, stream):
+            await receive_message(stream, Probe, bytes_max=1 << 20)
+            await send_message(stream, message)
+            await stream.receive_some()
+
+        hostile.serve(SYNC_PROTOCOL, answer)
+        await honest.host.connect(hostile.local)
+        with trio.fail_after(10):
+            while not honest.ledger.refusals:
+                await trio.sleep(0.1)
+        assert honest.ledger.refusals == {"malformed": 1}
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,9 @@ def test_a_goodbye_stands_while_the_last_checkpoint_is_written() -> None:
 
         async def listen() -> None:
             with observer.notices.changes() as changes:
-                async for author, kind in changes:
-                    beat = observer.notices.body_of(author, kind, Heartbeat)
-                    if author == leaver.local and beat is not None:
+                async for keys in changes:
+                    beat = observer.notices.body_of(leaver.local, "heartbeat", Heartbeat)
+                    if (leaver.local, "heartbeat") in keys and beat is not None:
                         heard.append(beat.leaving)
 
         async with trio.open_nursery() as nursery:

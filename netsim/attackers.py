@@ -1,0 +1,282 @@
+"""Hostile members: whole nodes with one wrong part, so that each comes as far as its one lie lets it.
+
+Owns the lies. Each is told by spoiling a node that was built and does not run yet: a method of one of its parts, or the
+part itself, is replaced, and everything else goes by the book. It trains, mixes, merges and keeps its links like
+anybody, under its own name. Knows nothing of the world the node lives in; what honest members must make of it is for
+checkers and tests to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar, cast
+
+import torch
+from msgspec.structs import replace
+from torch import Tensor
+
+from gossip.messages import Contribution, Heartbeat, Message, Notice, ShardRef
+from gossip.notices import Verdict
+from gossip.shard_transfer import ShardServer
+from gossip.store import ShardStore
+from node.merge_host import WIRE
+from node.node import Node
+from node.snapshots import Snapshots
+from p2p.transport import PeerId
+from training.layout import TensorSpan
+from training.learner import Learner
+from training.wire import decode_values, encode_values
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Forge: TypeAlias = Callable[[Tensor, Sequence[TensorSpan]], Tensor]
+"""What is offered in place of a fragment, which is its own to change, given where its tensors lie."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attacker:
+    """A lie: what it is, and how a node comes to tell it."""
+
+    about: str
+    """One line for people."""
+    refused_as: str
+    """The reason under which the ledgers of honest members count it; empty where it is no offence, but of no use."""
+    spoil: Callable[[Node], None]
+    """Makes a node that does not run yet tell the lie, for one life."""
+
+
+# --- weights ------------------------------------------------------------------------------------------------------
+
+
+def with_a_nan(values: Tensor, _: Sequence[TensorSpan]) -> Tensor:
+    """One element is not a number."""
+    values[len(values) // 2] = torch.nan
+    return values
+
+
+def one_short(values: Tensor, _: Sequence[TensorSpan]) -> Tensor:
+    """One element is missing."""
+    return values[:-1]
+
+
+def a_million_times(values: Tensor, _: Sequence[TensorSpan]) -> Tensor:
+    """Out of all proportion."""
+    return 1e6 * values
+
+
+def one_tensor_five_times(values: Tensor, spans: Sequence[TensorSpan]) -> Tensor:
+    """The norm is still within bounds; the variance of one tensor is not."""
+    span = next(span for span in spans if span.kind == "weight")
+    values[span.start : span.stop] *= 5
+    return values
+
+
+def one_and_a_half_times(values: Tensor, _: Sequence[TensorSpan]) -> Tensor:
+    """Such as might well be true."""
+    return 1.5 * values
+
+
+class _ForgingLearner:
+    """A learner as far as snapshots need one."""
+
+    def __init__(self, learner: Learner, forge: Forge) -> None:
+        self.layout = learner.layout
+        self._learner = learner
+        self._forge = forge
+
+    def read(self, fragment: int) -> Tensor:
+        """Not quite the live weights."""
+        return self._forge(self._learner.read(fragment), self.layout.fragment_spans(fragment))
+
+
+def _serving_forged_fragments(forge: Forge) -> Callable[[Node], None]:
+    def spoil(node: Node) -> None:
+        node.snapshots = Snapshots(
+            transport=node.runtime.transport,
+            trainer=cast(Learner, _ForgingLearner(node.trainer, forge)),
+            compute=node.runtime.compute,
+            costs=node.runtime.costs,
+            store=node.store,
+            ledger=node.ledger,
+            limits=node.limits,
+            spec=node.spec.exchange,
+        )
+
+    return spoil
+
+
+def _contributing_forged_inputs(forge: Forge) -> Callable[[Node], None]:
+    def spoil(node: Node) -> None:
+        layout = node.trainer.layout
+
+        async def contribute(
+            honest: Callable[[bytes, int], Awaitable[Contribution | None]], parent: bytes, point: int
+        ) -> Contribution | None:
+            contribution = await honest(parent, point)
+            if contribution is None:
+                return None
+            await node.store.release("forged")
+            inputs = []
+            for fragment, ref in enumerate(contribution.inputs):
+                values = decode_values(await node.store.get(ref), layout.fragment_size(fragment), WIRE)
+                forged = encode_values(forge(values, layout.fragment_spans(fragment)), WIRE)
+                inputs.append(await node.store.put(forged, owner="forged"))
+            return replace(contribution, inputs=inputs)
+
+        _instead(node.merge_host, "contribute", contribute)
+
+    return spoil
+
+
+def _publishing_forged_sums(forge: Forge) -> Callable[[Node], None]:
+    def spoil(node: Node) -> None:
+        layout = node.trainer.layout
+
+        async def sum_fragment(
+            honest: Callable[[int, Sequence[tuple[PeerId, ShardRef, int]]], Awaitable[ShardRef]],
+            fragment: int,
+            inputs: Sequence[tuple[PeerId, ShardRef, int]],
+        ) -> ShardRef:
+            data = await node.store.get(await honest(fragment, inputs))
+            values = decode_values(data, layout.fragment_size(fragment), WIRE)
+            return await node.store.put(encode_values(forge(values, layout.fragment_spans(fragment)), WIRE))
+
+        _instead(node.merge_host, "sum_fragment", sum_fragment)
+
+    return spoil
+
+
+# --- bytes --------------------------------------------------------------------------------------------------------
+
+
+class _RottenStore:
+    """A shard store as far as serving needs one, which hands out what it holds with one bit turned."""
+
+    def __init__(self, store: ShardStore) -> None:
+        self.outline = store.outline
+        self._store = store
+
+    async def get(self, ref: ShardRef) -> bytes:
+        """Almost the bytes of ``ref``."""
+        data = bytearray(await self._store.get(ref))
+        data[-1] ^= 1
+        return bytes(data)
+
+
+def _serve_rotten_shards(node: Node) -> None:
+    node.shard_server = ShardServer(
+        transport=node.runtime.transport, store=cast(ShardStore, _RottenStore(node.store)), ledger=node.ledger
+    )
+
+
+# --- words --------------------------------------------------------------------------------------------------------
+
+
+def _scramble_signatures(node: Node) -> None:
+    def sign(honest: Callable[[str, bytes], bytes], purpose: str, payload: bytes) -> bytes:
+        return bytes(len(honest(purpose, payload)))
+
+    _instead(node.runtime.signer, "sign", sign)
+
+
+def _boasting(**claims: object) -> Callable[[Node], None]:
+    def publish(honest: Callable[[str, Message], Notice], kind: str, body: Message) -> Notice:
+        return honest(kind, replace(body, **claims) if isinstance(body, Heartbeat) else body)
+
+    return lambda node: _instead(node.notices, "publish", publish)
+
+
+def _replay_old_notices(node: Node) -> None:
+    """Of others their first words are offered, in every round, to everybody."""
+    hoard: dict[tuple[str, str], Notice] = {}
+
+    def offer(honest: Callable[[Notice, float], Verdict], notice: Notice, now_s: float) -> Verdict:
+        verdict = honest(notice, now_s)
+        if verdict is Verdict.ACCEPTED and len(hoard) < node.limits.members_max:
+            hoard.setdefault((notice.author, notice.kind), notice)
+        return verdict
+
+    def held(honest: Callable[[Iterable[bytes]], list[Notice]], keys: Iterable[bytes]) -> list[Notice]:
+        return [hoard.get((notice.author, notice.kind), notice) for notice in honest(keys)]
+
+    def missing_from(honest: Callable[[Any], list[Notice]], theirs: Any) -> list[Notice]:
+        own = [notice for notice in honest(theirs) if notice.author == node.local]
+        return [*own, *hoard.values()]
+
+    def digest(_: Callable[[], bytes]) -> bytes:
+        return bytes(32)  # Nobody's table: no round may end before notices were swapped.
+
+    _instead(node.notices, "offer", offer)
+    _instead(node.notices, "held", held)
+    _instead(node.notices, "missing_from", missing_from)
+    _instead(node.notices, "digest", digest)
+
+
+def _instead(part: object, method: str, lie: Callable[Concatenate[Callable[P, R], P], R]) -> None:
+    """Have ``lie(honest, ...)`` answer for ``part.method(...)``, where ``honest`` is what answered before."""
+    setattr(part, method, partial(lie, getattr(part, method)))
+
+
+ATTACKERS: Mapping[str, Attacker] = MappingProxyType(
+    {
+        "nan-fragments": Attacker(
+            "snapshots with a NaN in them", "non-finite", _serving_forged_fragments(with_a_nan)
+        ),
+        "short-fragments": Attacker(
+            "snapshots that lack an element", "shape", _serving_forged_fragments(one_short)
+        ),
+        "huge-fragments": Attacker(
+            "snapshots a million times as large", "norm", _serving_forged_fragments(a_million_times)
+        ),
+        "lopsided-fragments": Attacker(
+            "snapshots with one tensor five times as large",
+            "variance",
+            _serving_forged_fragments(one_tensor_five_times),
+        ),
+        "rotten-shards": Attacker("bytes that are not what they are called", "hash", _serve_rotten_shards),
+        "scrambled-signatures": Attacker("signatures that prove nothing", "signature", _scramble_signatures),
+        "replays": Attacker("others' old notices, over and over", "", _replay_old_notices),
+        "boasts": Attacker(
+            "a chain of merges that it cannot show",
+            "",
+            _boasting(head=b"h" * 32, head_height=1000, head_participants=1_000_000),
+        ),
+        "endless-run": Attacker(
+            "a run without end, hardly begun", "", _boasting(step=0, steps_total=2**53, steps_per_s=1e-9)
+        ),
+        "empty-run": Attacker(
+            "a run of no steps, taken fast", "", _boasting(step=0, steps_total=0, steps_per_s=1e9)
+        ),
+        "nan-inputs": Attacker(
+            "NaN in what it contributes to merges", "non-finite", _contributing_forged_inputs(with_a_nan)
+        ),
+        "short-inputs": Attacker(
+            "contributions to merges that lack an element", "shape", _contributing_forged_inputs(one_short)
+        ),
+        "huge-inputs": Attacker(
+            "contributions to merges a million times as large",
+            "norm",
+            _contributing_forged_inputs(a_million_times),
+        ),
+        "wrong-sums": Attacker(
+            "sums of merges one and a half times as large; noticed where merge.replicas is 2 or more",
+            "equivocation",
+            _publishing_forged_sums(one_and_a_half_times),
+        ),
+        "nan-sums": Attacker(
+            "sums of merges with a NaN in them", "equivocation", _publishing_forged_sums(with_a_nan)
+        ),
+        "short-sums": Attacker(
+            "sums of merges that lack an element", "equivocation", _publishing_forged_sums(one_short)
+        ),
+        "huge-sums": Attacker(
+            "sums of merges a million times as large",
+            "equivocation",
+            _publishing_forged_sums(a_million_times),
+        ),
+    }
+)
+"""All hostile members, by the name scenarios use."""
