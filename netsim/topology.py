@@ -59,6 +59,17 @@ class Topology:
         """The graph of one round."""
         return Topology(self.text, (self.phases[round_number % len(self.phases)],))
 
+    def row(self, index: int, weights: Weights, round_number: int = 0) -> dict[int, float]:
+        """The weight that ``index`` gives each neighbour in one round, and what is left for itself, last."""
+        graph = self.phases[round_number % len(self.phases)]
+        degree = len(graph[index])
+        row = {
+            other: 1 / (1 + (degree if weights == "uniform" else max(degree, len(graph[other]))))
+            for other in graph[index]
+        }
+        row[index] = 1 - math.fsum(row.values())
+        return row
+
     def mixing_matrix(self, weights: Weights) -> NDArray[np.float64]:
         """W of shape (n, n): ``x <- W x`` is one round on a graph that stays, all phases of one that does not.
 
@@ -66,8 +77,12 @@ class Topology:
         or either meets one in which all degrees, in and out, are equal.
         """
         product = np.eye(self.members)
-        for graph in self.phases:
-            product = _matrix_of(graph, weights) @ product
+        for number in range(len(self.phases)):
+            matrix = np.zeros_like(product)
+            for index in range(self.members):
+                for other, weight in self.row(index, weights, number).items():
+                    matrix[index, other] = weight
+            product = matrix @ product
         return product
 
     def spectral_gap(self, weights: Weights) -> float:
@@ -79,8 +94,8 @@ class Topology:
 def draw_topology(text: str, members: int, rng: random.Random) -> Topology:
     """The graph that ``text`` names, over ``members``; ``rng`` decides what is random about it.
 
-    ``full``, ``ring``, ``torus`` (as square as possible), ``k-regular:K`` (random, undirected), ``k-out:K`` (random,
-    directed: each member has K neighbours), ``exponential`` (directed: hops 1, 2, 4, ...), ``one-peer-exponential``
+    ``full``, ``ring``, ``torus`` (as square as possible), ``k-regular:K`` (random, undirected), ``k-out:K`` (directed:
+    the next in a random ring and K - 1 others), ``exponential`` (directed: hops 1, 2, 4, ...), ``one-peer-exponential``
     (one of these hops per round), ``barabasi-albert:M`` (each newcomer brings M edges), ``erdos-renyi`` or
     ``erdos-renyi:P`` (P = 2 ln n / n unless given). Raises TopologyError.
     """
@@ -147,7 +162,7 @@ class _Order:
         """The first connected graph of a bounded number that ``draw`` makes."""
         for _ in range(DRAWS_MAX):
             graph = draw()
-            if nx.is_strongly_connected(graph) if graph.is_directed() else nx.is_connected(graph):
+            if nx.is_connected(graph):
                 return _phase(graph)
         _impossible(
             self.text,
@@ -198,16 +213,13 @@ def _k_regular(order: _Order) -> tuple[Graph, ...]:
 
 def _k_out(order: _Order) -> tuple[Graph, ...]:
     degree = order.number(1, "the number of neighbours")
-
-    def draw() -> Any:
-        graph = nx.DiGraph()
-        graph.add_nodes_from(range(order.members))
-        for index in range(order.members):
-            others = order.rng.sample(range(order.members - 1), degree)
-            graph.add_edges_from((index, other + (other >= index)) for other in others)
-        return graph
-
-    return order.connected(draw)
+    ring = order.rng.sample(range(order.members), order.members)
+    graph: list[tuple[int, ...]] = [()] * order.members
+    for place, index in enumerate(ring):
+        following = ring[(place + 1) % len(ring)]
+        others = [other for other in range(order.members) if other not in (index, following)]
+        graph[index] = tuple(sorted([following, *order.rng.sample(others, degree - 1)]))
+    return (tuple(graph),)
 
 
 def _exponential(order: _Order) -> tuple[Graph, ...]:
@@ -275,13 +287,3 @@ def _hops(members: int) -> list[int]:
 def _torus_side(members: int) -> int:
     """The shorter side of the squarest torus, 0 if there is none."""
     return next((side for side in range(math.isqrt(members), 2, -1) if members % side == 0), 0)
-
-
-def _matrix_of(graph: Graph, weights: Weights) -> NDArray[np.float64]:
-    matrix = np.zeros((len(graph), len(graph)))
-    for index, neighbours in enumerate(graph):
-        for other in neighbours:
-            degree = len(neighbours) if weights == "uniform" else max(len(neighbours), len(graph[other]))
-            matrix[index, other] = 1 / (1 + degree)
-        matrix[index, index] = 1 - matrix[index].sum()
-    return matrix
