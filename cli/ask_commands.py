@@ -141,12 +141,15 @@ def evaluate(
         int | None, typer.Option("--bytes", min=1, help="Held-out bytes to read, at most.")
     ] = None,
 ) -> None:
-    """Measure the loss on held-out text, in nats per byte."""
+    """Measure the loss on what is held out, in nats per byte of text or per example."""
     from node.control import Evaluate
 
     request = Evaluate(which=which, bytes_max=bytes_max)
     answer: dict[str, Any] = common.ask("evaluate", request, timeout_s=WORK_TIMEOUT_S)
-    text = f"loss  {answer['loss']:.4f} nats per byte, {which} weights, {answer['held_out_bytes']:,} held-out bytes"
+    text = (
+        f"loss  {answer['loss']:.4f} nats per {answer['unit']}, {which} weights,"
+        f" {answer['held_out_bytes']:,} held-out bytes"
+    )
     common.print(answer, text)
 
 

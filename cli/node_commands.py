@@ -35,7 +35,10 @@ Bootstrap = Annotated[
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
 Threads = Annotated[int | None, typer.Option("--threads", help="Processor threads for training.")]
 Data = Annotated[
-    str | None, typer.Option("--data", metavar="PATH", help="Your text, for runs whose data source is text.")
+    str | None,
+    typer.Option(
+        "--data", metavar="PATH", help="Your own data, for runs that learn from it: text, or an .npz file."
+    ),
 ]
 Part = Annotated[
     str | None, typer.Option("--part", metavar="K/N", help="Train on the k-th of n parts of the data.")

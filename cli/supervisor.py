@@ -21,7 +21,7 @@ from cli.node_process import NodeProcess
 from cli.testnet_folder import Plan, TestnetError, lay_out, supervisor_home
 from cli.testnet_report import Report, build_report
 from node.control import Evaluate, Export, Params, Sample, serve_control
-from training.run_spec import run_id
+from training.run_spec import GptSpec, run_id
 
 WATCH_EVERY_S = 0.5
 STARTUP_S_MAX = 120.0
@@ -207,12 +207,15 @@ class Supervisor:
         out = plan.folder / "merged.safetensors"
         exported = await teller.ask("export", Export(path=str(out)))
         judged = await teller.ask("evaluate", Evaluate(which="anchor"))
-        sampled = await teller.ask("sample", Sample(prompt=SAMPLE_PROMPT, count=SAMPLE_BYTES, which="anchor"))
+        sample = None
+        if isinstance(plan.spec.model, GptSpec):
+            asked = Sample(prompt=SAMPLE_PROMPT, count=SAMPLE_BYTES, which="anchor")
+            sample = SAMPLE_PROMPT + (await teller.ask("sample", asked))["text"]
         return msgspec.structs.replace(
             report,
             held_out_bytes=judged["held_out_bytes"],
             held_out_digest=judged["held_out_digest"],
-            sample=SAMPLE_PROMPT + sampled["text"],
+            sample=sample,
             exported=exported["path"],
             exported_bytes=exported["bytes"],
         )

@@ -112,6 +112,7 @@ class Commands:
         held_out_bytes = self._trainer.held_out_bytes
         return {
             "loss": loss,
+            "unit": self._trainer.unit,
             "held_out_bytes": min(held_out_bytes, request.bytes_max or held_out_bytes),
             "held_out_digest": self._trainer.held_out_digest.hex(),
         }

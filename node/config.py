@@ -60,7 +60,10 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     )
     data_path: Annotated[
         Path | None,
-        _about("Your own text, a file or a folder, for runs whose data source is text.", "~/texts"),
+        _about(
+            "Your own data: a file or folder of text, or an .npz file, as the run's data source says.",
+            "~/texts",
+        ),
     ] = None
     part: Annotated[
         tuple[int, int] | None, _about("Train on the k-th of n equal parts of the data, written k/n.", "1/2")

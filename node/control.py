@@ -76,7 +76,7 @@ class Export(Params, frozen=True):
 
 
 class Evaluate(Params, frozen=True):
-    """``evaluate`` -> {loss, held_out_bytes, held_out_digest}: held-out loss in nats per byte."""
+    """``evaluate`` -> {loss, unit, held_out_bytes, held_out_digest}: held-out loss in nats per byte or example."""
 
     which: Literal["anchor", "live"] = "live"
     bytes_max: Annotated[int, Meta(ge=1)] | None = None

@@ -45,8 +45,10 @@ class Task(Protocol):
     def model(self) -> nn.Module:
         """On the device of the task, as are its batches."""
 
+    unit: str
+    """What a target is, and a token of this task: a ``byte`` of text, or an ``example``."""
     batch_tokens: int
-    """Targets in a batch: bytes of text, or examples."""
+    """Targets in a batch."""
     held_out_bytes: int
     held_out_digest: bytes
     """Tells whether two nodes evaluate on the same bytes."""
@@ -104,6 +106,7 @@ class TextTask:
         assert not isinstance(spec.data, NpzDataSpec)
         corpus = corpus.evaluated_on(spec.data.held_out_bytes)
         self.model = GPT(model, generator).to(device)
+        self.unit = "byte"
         self.batch_tokens = spec.train.batch * model.context
         self.held_out_bytes = len(corpus.held_out)
         self.held_out_digest = corpus.held_out_digest
@@ -162,6 +165,7 @@ class LabelledTask:
         assert isinstance(spec.data, NpzDataSpec)
         data = data.evaluated_on(spec.data.held_out_examples)
         self.model = MLP(model, generator).to(device)
+        self.unit = "example"
         self.batch_tokens = spec.train.batch
         self.held_out_bytes = len(data.held_out) * data.held_out.example_bytes
         self.held_out_digest = data.held_out_digest

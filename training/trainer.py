@@ -108,6 +108,11 @@ class Trainer:
             parameter.grad = gradient[name]
 
     @property
+    def unit(self) -> str:
+        """What ``tokens`` counts and a loss is per: ``byte`` or ``example``."""
+        return self._task.unit
+
+    @property
     def held_out_bytes(self) -> int:
         """Bytes of what ``evaluate`` measures on."""
         return self._task.held_out_bytes

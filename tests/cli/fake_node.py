@@ -121,7 +121,12 @@ class FakeNode:
 
     async def _evaluate(self, params: Evaluate) -> object:
         self.asked.append(params)
-        return {"loss": 2.125, "held_out_bytes": params.bytes_max or 262_144, "held_out_digest": "aa" * 32}
+        return {
+            "loss": 2.125,
+            "unit": "byte",
+            "held_out_bytes": params.bytes_max or 262_144,
+            "held_out_digest": "aa" * 32,
+        }
 
     async def _sample(self, params: Sample) -> object:
         self.asked.append(params)
