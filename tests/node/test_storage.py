@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from netsim.disk import SimDisk
 from node.checkpoints import FOLDER, Checkpoints
 from node.disk import LocalDisk
 from node.life import PATH, NodeState, begin_life, save_state
@@ -114,3 +115,14 @@ async def test_a_damaged_state_does_not_go_back_in_time(disk: LocalDisk) -> None
     await disk.write_atomic(PATH, b'{"incarnation": "many"}')
     later = await begin_life(disk, wall_time_s=1_700_000_100.0)
     assert later.incarnation > earlier.incarnation
+
+
+async def test_whatever_bit_of_the_state_rots_it_is_found() -> None:
+    disk = SimDisk()
+    await save_state(disk, NodeState(incarnation=41, tokens_at_anchor=77))
+    whole = await disk.read(PATH)
+    for bit in range(8 * len(whole)):
+        rotten = bytearray(whole)
+        rotten[bit // 8] ^= 1 << bit % 8
+        await disk.write_atomic(PATH, bytes(rotten), sync=False)
+        assert await begin_life(disk, wall_time_s=1000.0) == NodeState(incarnation=1001), bytes(rotten)
