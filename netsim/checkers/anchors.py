@@ -247,6 +247,8 @@ class Rebase(Watcher):
         host, trainer = node.merge_host, node.trainer
         pledged: set[bytes] = set()
         """The links that this life has pledged to since its weights were last put on an anchor."""
+        moved: list[torch.Tensor] = []
+        """The anchor that they were put on during the present call."""
 
         def take(
             record: MergeRecord,
@@ -255,7 +257,7 @@ class Rebase(Watcher):
             *,
             rebase: bool,
             duration_s: float,
-        ) -> None:
+        ) -> Callable[[None], None]:
             own = [c for c in record.contributors if c.peer == machine.identity.peer]
             pledge = self._pledges.find(record.parent, own[0]) if own else None
             if contribution is None:
@@ -267,12 +269,20 @@ class Rebase(Watcher):
                 )
             if rebase:
                 pledged.clear()
+            moved.clear()
+
+            def done(_: None) -> None:
+                if rebase and not moved:
+                    self.fail("took an anchor and left its live weights behind", machine.number)
+
+            return done
 
         def rebase(anchor: torch.Tensor, contribution: torch.Tensor | None) -> Callable[[None], None]:
             before = trainer.read()
             expected = anchor if contribution is None else anchor + (before - contribution)
 
             def done(_: None) -> None:
+                moved.append(anchor)
                 if not torch.equal(trainer.read(), expected):
                     self.fail("live weights that are not the anchor and the steps since", machine.number)
 
