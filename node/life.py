@@ -1,8 +1,8 @@
 """NodeState: the few facts of a node's life that outlast its process, beside checkpoints and promises.
 
-Owns ``node.json`` in the run's folder, which holds its own hash: one rotten digit would send a node back in time, or have
-it report weights that it does not hold. The incarnation is durable before the node says its first word, so the notices
-of a restarted node always supersede those of its earlier lives.
+Owns ``node.json`` in the run's folder, which holds its own hash: one rotten digit would send a node back in time, or
+have it report weights that it does not hold. The incarnation is durable before the node says its first word, so the
+notices of a restarted node always supersede those of its earlier lives.
 """
 
 from __future__ import annotations
