@@ -19,6 +19,9 @@ FAN_OUTS = (1, 2, 4, 7)
 FIGURE_ROUNDS = 40
 FIGURE_SEED = 1
 
+DRIFT_SHOWN = 1e-9
+"""A mean that moves by less has met nothing but rounding."""
+
 LOOKS = (
     ("#000000", "-"),
     ("#000000", "--"),
@@ -59,7 +62,7 @@ def rates_table(members: int, rates: Sequence[Rate]) -> str:
         else:
             rho, per_model = f"{rate.rho:.3f}", f"{rate.rho ** (1 / rate.models_sent):.3f}"
         theory = f"{rate.rho_theory:.3f}" if rate.rho_theory else "exact"
-        moves = f"{rate.drift:.2f}" if rate.drift > EXACT else "no"
+        moves = f"{rate.drift:.2f}" if rate.drift > DRIFT_SHOWN else "no"
         lines.append(f"| {rate.scheme} | {rate.models_sent:.3g} | {rho} | {theory} | {per_model} | {moves} |")
     return "\n".join([*lines, ""])
 

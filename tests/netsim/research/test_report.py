@@ -9,7 +9,7 @@ import pytest
 from netsim.research import report
 from netsim.research.rates import Rate
 
-RING = Rate(scheme="ring", models_sent=2.0, rho=0.949, rho_theory=0.95, exact_after=None, drift=1e-15)
+RING = Rate(scheme="ring", models_sent=2.0, rho=0.949, rho_theory=0.95, exact_after=None, drift=2e-12)
 ONE_PEER = Rate(scheme="one-peer", models_sent=1.0, rho=1e-3, rho_theory=0.0, exact_after=4, drift=1e-16)
 PULL = Rate(scheme="pull", models_sent=4.0, rho=0.43, rho_theory=0.431, exact_after=None, drift=0.4321)
 
