@@ -247,7 +247,7 @@ class AddressBook:
             return
         try:
             stored = msgspec.json.decode(data, type=list[_StoredPeer])
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             log.warning("address book damaged, starting a new one", path=PATH, error=str(error))
             return
         for item in stored[: self._limits.address_book_max]:

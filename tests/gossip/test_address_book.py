@@ -136,7 +136,14 @@ async def test_a_restarted_node_knows_its_swarm():
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"{", b"[1]", b'[{"peer":"x","addresses":["/ip4/0.0.0.0/tcp/1"],"successes":0}]']
+    "data",
+    [
+        b"",
+        b"{",
+        b"[1]",
+        b'[{"peer":"\xb3","addresses":[],"successes":0}]',
+        b'[{"peer":"x","addresses":["/ip4/0.0.0.0/tcp/1"],"successes":0}]',
+    ],
 )
 async def test_a_damaged_file_is_no_obstacle(data):
     disk = MemoryDisk()
