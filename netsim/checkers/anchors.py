@@ -15,7 +15,6 @@ import numpy.typing as npt
 import torch
 from blake3 import blake3
 
-from gossip.merge_record import record_hash
 from gossip.messages import (
     CHUNK_BYTES,
     CommittedRecord,
@@ -100,8 +99,9 @@ class ExactAverage(Watcher):
             return done
 
         self.watch(host, "contribute", contribute)
+        chain = node.merger._chain
         self.after(
-            node.merger._chain, "add", lambda _, committed: self._check_record(machine, layout, committed)
+            chain, "_follow", lambda _, name: self._check_record(machine, layout, name, chain.get(name))
         )
         self.after(host, "_adopted", lambda _, adoption: self._check_adoption(machine, adoption))
 
@@ -113,10 +113,13 @@ class ExactAverage(Watcher):
             )
         self._pledges.add(parent, pledge)
 
-    def _check_record(self, machine: Machine, layout: ParameterLayout, committed: CommittedRecord) -> None:
-        record, name = committed.record, record_hash(committed.record)
-        if name in self._anchors:
+    def _check_record(
+        self, machine: Machine, layout: ParameterLayout, name: bytes, committed: CommittedRecord | None
+    ) -> None:
+        """A record that ``machine`` holds from now on, under the name that its chain has worked out."""
+        if committed is None or name in self._anchors:
             return
+        record = committed.record
         names = [contribution.peer for contribution in record.contributors]
         if names != sorted(set(names)):
             self.fail(f"record {short(name)} with contributors out of order, or named twice", machine.number)
@@ -126,18 +129,25 @@ class ExactAverage(Watcher):
             if author is not None and author.honest and pledged is None:
                 self.fail(f"record {short(name)} with a contribution never pledged to it", author.number)
         inputs = self._inputs(layout, record)
-        self._anchors[name] = None if inputs is None else self._check_results(machine, layout, record, inputs)
+        self._anchors[name] = (
+            None if inputs is None else self._check_results(machine, layout, name, record, inputs)
+        )
         while len(self._anchors) > RECORDS_KEPT:
             self._anchors.popitem(last=False)
 
     def _check_results(
-        self, machine: Machine, layout: ParameterLayout, record: MergeRecord, inputs: Sequence[Values]
+        self,
+        machine: Machine,
+        layout: ParameterLayout,
+        name: bytes,
+        record: MergeRecord,
+        inputs: Sequence[Values],
     ) -> bytes:
         anchor = average(inputs, [contribution.weight for contribution in record.contributors])
         for fragment, part in enumerate(cut(layout, anchor)):
             if record.results[fragment] != name_of(part.tobytes()):
                 self.fail(
-                    f"fragment {fragment} of record {short(record_hash(record))} is not the average of its inputs",
+                    f"fragment {fragment} of record {short(name)} is not the average of its inputs",
                     machine.number,
                 )
         return blake3(anchor.tobytes()).digest()

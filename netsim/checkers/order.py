@@ -9,9 +9,10 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from gossip.merge_acceptor import AcceptorState
+from gossip.merge_chain import MergeChain
 from gossip.merge_member import PROMISE
-from gossip.merge_record import Link, electorate, record_hash
-from gossip.messages import Ballot, CommittedRecord, Heartbeat, Message, Notice
+from gossip.merge_record import Link, electorate
+from gossip.messages import Ballot, Heartbeat, Message, Notice
 from gossip.notices import Verdict
 from netsim.checkers.base import Machine, Report, Watcher, World, short
 from node.life import PATH as NODE_STATE
@@ -124,25 +125,23 @@ class Agreement(Watcher):
         """See every record that is held as committed, and every word this member gives."""
         chain = node.merger._chain
 
-        def added(_: None, committed: CommittedRecord) -> None:
-            record = committed.record
-            genesis = Link.genesis(record.run)
-            link = genesis if record.height == 1 else chain.link_after(record.parent)
-            if link is not None:
-                self._check_committed(committed, electorate(record, link))
-
-        self.after(chain, "add", added)
+        self.after(chain, "_follow", lambda _, name: self._check_committed(chain, name))
         self.after(
             node.merger._member,
             "_write",
             lambda _, link, state: self._check_word(machine, link.parent, state),
         )
 
-    def _check_committed(self, committed: CommittedRecord, members: frozenset[str]) -> None:
-        record, name = committed.record, record_hash(committed.record)
-        known = self._committed.setdefault(record.parent, {})
-        if name in known:
+    def _check_committed(self, chain: MergeChain, name: bytes) -> None:
+        committed = chain.get(name)
+        if committed is None or name in self._committed.get(committed.record.parent, {}):
             return
+        record = committed.record
+        link = Link.genesis(record.run) if record.height == 1 else chain.link_after(record.parent)
+        if link is None:
+            return  # What a newcomer takes at its word: whoever was there has shown it to us before.
+        members: frozenset[str] = electorate(record, link)
+        known = self._committed.setdefault(record.parent, {})
         for other, theirs in known.items():
             if len(members) // 2 + 1 + len(theirs) // 2 + 1 > len(members | theirs):
                 self.fail(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+from gossip.members import SUSPECT_S_MAX, heartbeat_interval_s
 from gossip.merge_record import quorum
 from netsim.checkers.anchors import hash_of
 from netsim.checkers.base import Machine, Report, Watcher, World, is_calm, short
@@ -17,10 +18,12 @@ SETTLED_S = 60.0
 """A swarm has had time to find itself when it was calm for this long; a node, when it has run for this long."""
 UNSEEN_S = 30.0
 """A member may be missed for this long: one that is slow or far away is now and then late."""
-OFF_S = 120.0
+BEATS = 2.0
+"""Of both, as many intervals between heartbeats more: in a large swarm everything takes longer."""
+OFF_S = SUSPECT_S_MAX + 30.0
 """Nobody takes a member for alive that has been off for this long."""
-OBSERVERS_MAX = 64
-"""Nodes whose view is looked at in one sample; of a larger swarm others come next."""
+OBSERVERS_MAX = 16
+"""Nodes whose view is looked at; of a larger swarm others come next."""
 COMMIT_S = 120.0
 """A merge that is wanted is committed within this time: calls, sums and a few attempts at them."""
 MERGES_TO_AGREE = 3
@@ -37,7 +40,7 @@ class Membership(Watcher):
         self._up_since_s: dict[int, float] = {}
         self._off_since_s: dict[int, float] = {}
         self._unseen_since_s: dict[tuple[int, int], float] = {}
-        self._next = 0
+        self._first = 0
 
     def attach(self, machine: Machine, node: Node) -> None:
         """A machine is on."""
@@ -53,40 +56,45 @@ class Membership(Watcher):
         """Compare what nodes see with what is there."""
         for number, since_s in self._off_since_s.items():
             self._off_since_s[number] = min(since_s, now_s)
-        if not is_calm(self.world, now_s, SETTLED_S):
+        slack_s = BEATS * heartbeat_interval_s(len(self.world.machines))
+        if not is_calm(self.world, now_s, SETTLED_S + slack_s):
             self._unseen_since_s.clear()
             return
         settled = [
             (machine, node)
             for machine, node in self.running()
-            if now_s - self._up_since_s[machine.number] >= SETTLED_S
+            if now_s - self._up_since_s[machine.number] >= SETTLED_S + slack_s
         ]
         off = {
             self.world.machines[number].identity.peer: number
             for number, since_s in self._off_since_s.items()
             if now_s - since_s >= OFF_S
         }
-        for machine, node in self._observers(settled):
+        for machine, node in self._observers(settled, round_number=int(now_s / (2 * (UNSEEN_S + slack_s)))):
             seen = {*node.members.alive(now_s), machine.identity.peer}
             for other, _ in settled:
-                self._check_seen(machine, other, now_s, seen=other.identity.peer in seen)
+                if other.identity.peer in seen:
+                    self._unseen_since_s.pop((machine.number, other.number), None)
+                else:
+                    since_s = self._unseen_since_s.setdefault((machine.number, other.number), now_s)
+                    if now_s - since_s >= UNSEEN_S + slack_s:
+                        self.fail(f"does not see machine {other.number}", machine.number)
             for peer in sorted(seen & off.keys()):
                 self.fail(
                     f"takes machine {off[peer]} for alive, long after it was switched off", machine.number
                 )
 
-    def _observers(self, settled: list[tuple[Machine, Node]]) -> list[tuple[Machine, Node]]:
+    def _observers(
+        self, settled: list[tuple[Machine, Node]], *, round_number: int
+    ) -> list[tuple[Machine, Node]]:
+        """Whose view is looked at; the same ones for as long as a round takes."""
         if len(settled) <= OBSERVERS_MAX:
             return settled
-        first, self._next = self._next % len(settled), self._next + OBSERVERS_MAX
+        first = round_number * OBSERVERS_MAX % len(settled)
+        if first != self._first:
+            self._first = first
+            self._unseen_since_s.clear()
         return (settled + settled)[first : first + OBSERVERS_MAX]
-
-    def _check_seen(self, machine: Machine, other: Machine, now_s: float, *, seen: bool) -> None:
-        pair = machine.number, other.number
-        if seen:
-            self._unseen_since_s.pop(pair, None)
-        elif now_s - self._unseen_since_s.setdefault(pair, now_s) >= UNSEEN_S:
-            self.fail(f"does not see machine {other.number}", machine.number)
 
 
 class Progress(Watcher):
