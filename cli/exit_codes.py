@@ -19,7 +19,7 @@ class ExitCode(enum.IntEnum):
     OK = 0, "all is well"
     FAILED = 1, "it could not be done; the message says why"
     USAGE = 2, "the command line, or the invite on it, is not right"
-    CONFIG = 3, "a setting, run spec, key or data folder is not right; nothing was started"
+    CONFIG = 3, "a setting, run spec, scenario, key or data folder is not right; nothing was started"
     NO_DAEMON = 4, "no node is running in this home"
     TAKEN = 5, "a node already runs in this home, or another program holds its port"
     INCOMPATIBLE = 6, "the peers follow another run or protocol version"
@@ -40,6 +40,8 @@ _BY_ERROR = {
     "BadRequest": ExitCode.USAGE,
     "ConfigError": ExitCode.CONFIG,
     "SpecError": ExitCode.CONFIG,
+    "ScenarioError": ExitCode.CONFIG,
+    "ResultsError": ExitCode.CONFIG,
     "DataError": ExitCode.CONFIG,
     "AddressError": ExitCode.CONFIG,
     "DeviceError": ExitCode.CONFIG,
@@ -50,6 +52,7 @@ _BY_ERROR = {
     "PortInUse": ExitCode.TAKEN,
     "ProtocolUnsupported": ExitCode.INCOMPATIBLE,
     "WeightsDiffer": ExitCode.CHECK_FAILED,
+    "SimulationFailed": ExitCode.CHECK_FAILED,
     "PeerUnreachable": ExitCode.NO_PEERS,
     "CheckpointError": ExitCode.DISK,
     "StoreFull": ExitCode.DISK,

@@ -15,7 +15,7 @@ import msgspec
 import typer
 from rich.console import Console
 
-from cli import ask_commands, home_commands, node_commands, testnet
+from cli import ask_commands, home_commands, node_commands, sim_commands, testnet
 from cli.common import Common, remember_global_options
 from cli.exit_codes import ExitCode, exit_code_of
 from p2p.errors import GossamerError
@@ -33,6 +33,7 @@ app = typer.Typer(
 node_commands.register(app)
 ask_commands.register(app)
 testnet.register(app)
+sim_commands.register(app)
 home_commands.register(app)
 
 _Misuse: Any = typer.BadParameter.__base__

@@ -19,9 +19,10 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, BinaryIO, Protocol, TypeAlias
 
 import msgspec
 
@@ -100,7 +101,7 @@ def run_campaign(
     workers: list[_Worker] = []
     with out.open("wb") as file:
         file.write(encode_line(header))
-        ready = _InOrder(file.write)
+        ready = _InOrder(file)
         try:
             while ready.next < len(jobs):
                 _hand_out(waiting, workers, processes, runner, before=ready.next + AHEAD_MAX * processes)
@@ -177,8 +178,8 @@ _Report: TypeAlias = _Began | _Reached | _Refused | _Done
 class _InOrder:
     """Writes what seeds wrote in the order of the jobs."""
 
-    def __init__(self, write: Callable[[bytes], object]) -> None:
-        self._write = write
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
         self._early: dict[int, _Done] = {}
         self.next = 0
         """The first job that has not been written."""
@@ -198,7 +199,8 @@ class _InOrder:
 
     def _put(self, number: int) -> None:
         done = self._early.pop(number)
-        self._write(done.lines)
+        self._file.write(done.lines)
+        self._file.flush()
         self.results.append(done.result)
 
 
@@ -338,6 +340,7 @@ def _ended_by(exit_code: int | None) -> str:
 @contextlib.contextmanager
 def _interrupts_held_back() -> Iterator[None]:
     """Children started within inherit that Ctrl-C does not reach them; here it arrives at the end of the block."""
+    resource_tracker.ensure_running()  # which the first child would start first, letting interrupts through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -37,7 +37,6 @@ MODEL_COPIES = 12
 MEMORY_SHARE = 0.9
 """Of the memory that is available may be used."""
 
-
 NOT_ZERO = ("step_s", "slowness", "times", "per_hour")
 """Keys by which something is divided, or without which virtual time would stand still."""
 
@@ -61,18 +60,22 @@ def check_scenario(scenario: Scenario) -> None:
 def check_memory(scenario: Scenario, *, processes: int, available_bytes: int | None = None) -> None:
     """Raise ScenarioError unless ``processes`` at once, each with one seed of ``scenario``, fit into memory."""
     available = memory_available_bytes() if available_bytes is None else available_bytes
-    each = memory_bytes(scenario)
-    allowed = int(available * MEMORY_SHARE)
-    if each * processes <= allowed:
+    fitting = processes_that_fit(scenario, available_bytes=available)
+    if processes <= fitting:
         return
-    fewer = allowed // each
+    nodes = f"{scenario.nodes:,} nodes" + (f" in each of {processes} processes" if processes > 1 else "")
+    fewer = _nodes_that_fit(scenario, int(available * MEMORY_SHARE))
     raise ScenarioError(
-        f"{scenario.nodes:,} nodes in each of {processes} processes need about {_gib(each * processes)}",
-        why=f"{_gib(available)} of memory are available, and a machine that swaps is no clock",
-        fix=f"use fewer processes: -j {fewer}"
-        if fewer
-        else f"use fewer nodes, for example --nodes {_nodes_that_fit(scenario, allowed)}, or a smaller model",
+        f"{nodes} need about {_gib(memory_bytes(scenario) * processes)} of memory",
+        why=f"{_gib(available)} are available, and a machine that swaps gets nowhere",
+        fix=f"run fewer at once: -j {fitting}" if fitting else f"--nodes {fewer}, or a smaller model",
     )
+
+
+def processes_that_fit(scenario: Scenario, *, available_bytes: int | None = None) -> int:
+    """How many seeds of ``scenario`` at once fit into memory; 0 if not even one."""
+    available = memory_available_bytes() if available_bytes is None else available_bytes
+    return int(available * MEMORY_SHARE) // memory_bytes(scenario)
 
 
 def memory_bytes(scenario: Scenario) -> int:

@@ -22,7 +22,7 @@ Gossamer = Any
 def test_help_lists_every_command(gossamer: Gossamer) -> None:
     shown = gossamer("--help")
     assert shown.code == 0
-    names = "init run join invite stop status peers merge export eval sample testnet config keys version help"
+    names = "init run join invite stop status peers merge export eval sample testnet sim config keys version help"
     for name in names.split():
         assert f" {name} " in shown.out
 
@@ -272,7 +272,7 @@ def test_errors_map_to_codes_here_and_over_the_socket() -> None:
 def test_every_error_that_has_a_code_exists() -> None:
     sources = "".join(
         path.read_text()
-        for package in ("p2p", "gossip", "training", "node", "cli")
+        for package in ("p2p", "gossip", "training", "node", "netsim", "cli")
         for path in (Path(cli.exit_codes.__file__).parent.parent / package).glob("*.py")
     )
     for name in cli.exit_codes._BY_ERROR:

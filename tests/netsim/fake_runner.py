@@ -4,6 +4,7 @@
 ``refuse`` refuses the scenario, ``fail:6`` lets a check fail, ``slow`` takes a tenth of a second.
 """
 
+import functools
 import math
 import os
 import random
@@ -39,22 +40,15 @@ def run_seed(
         time.sleep(0.1)
     end_s = scenario.duration_s if until_s is None else min(until_s, scenario.duration_s)
     rng = random.Random(f"{seed}/{scenario.run.exchange.rule}")
-    faults = _faults(scenario, rng)
+    faults = _faults(scenario, rng, seed, variant)
     commits = 0
     sent = [0.0] * scenario.nodes
     at_s = 0.0
-    down = []
     while at_s <= end_s:
         for event in faults:
             if at_s - scenario.sample_every_s < event.at_s <= at_s:
                 emit(event)
-        down = [
-            machine
-            for event in faults
-            if event.what in ("kill", "leave", "power-cut")
-            and event.at_s <= at_s < (event.until_s or math.inf)
-            for machine in event.machines
-        ]
+        down = _down(faults, at_s)
         up = [machine not in down for machine in range(scenario.nodes)]
         if scenario.merge_every_s and at_s // scenario.merge_every_s > commits:
             commits += 1
@@ -146,40 +140,35 @@ def _misbehave(orders: dict[str, str], seed: int) -> None:
         time.sleep(3600)
 
 
-def _faults(scenario: Scenario, rng: random.Random) -> list[Event]:
-    """Departures and returns for churn, and the partitions that the scenario names."""
-    seed = 0
+def _faults(scenario: Scenario, rng: random.Random, seed: int, variant: str) -> list[Event]:
+    """Departures and returns for churn, and the faults that the scenario names."""
+    event = functools.partial(Event, seed=seed, variant=variant)
     events = []
     for fault in scenario.fault:
-        begins, lasts = (
+        begins_s, for_s = (
             value[0] if isinstance(value, tuple) else value for value in (fault.at_s, fault.for_s)
         )
         machines = [machine for machine in fault.machines if isinstance(machine, int)]
-        kind = str(fault.__struct_config__.tag)
+        until_s = begins_s + for_s if for_s else None
         events.append(
-            Event(
-                seed=seed,
-                at_s=begins,
-                what=kind,
-                machines=machines,
-                until_s=begins + lasts if lasts else None,
-            )
+            event(at_s=begins_s, what=str(fault.__struct_config__.tag), machines=machines, until_s=until_s)
         )
-        if lasts:
-            events.append(Event(seed=seed, at_s=begins + lasts, what="heal", machines=machines, detail=kind))
+    if scenario.liveness.last_s:
+        events.append(event(at_s=scenario.duration_s - scenario.liveness.last_s, what="phase", machines=[0]))
     churn = scenario.churn.per_hour
-    if not isinstance(churn, tuple):
-        for _ in range(int(churn * scenario.nodes * scenario.duration_s / 3600)):
-            begins, machine = rng.uniform(0, scenario.duration_s), rng.randrange(scenario.nodes)
-            until = begins + rng.uniform(10, 300)
-            events.append(
-                Event(
-                    seed=seed,
-                    at_s=begins,
-                    what=rng.choice(["kill", "leave"]),
-                    machines=[machine],
-                    until_s=until,
-                )
-            )
-            events.append(Event(seed=seed, at_s=until, what="start", machines=[machine]))
+    assert not isinstance(churn, tuple)
+    for _ in range(int(churn * scenario.nodes * scenario.duration_s / 3600)):
+        begins_s, machine = rng.uniform(0, scenario.duration_s), rng.randrange(scenario.nodes)
+        events.append(event(at_s=begins_s, what=rng.choice(["kill", "leave"]), machines=[machine]))
+        events.append(event(at_s=begins_s + rng.uniform(10, 300), what="start", machines=[machine]))
     return sorted(events, key=lambda event: event.at_s)
+
+
+def _down(faults: list[Event], at_s: float) -> set[int]:
+    down: set[int] = set()
+    for event in faults:
+        if event.at_s <= at_s and event.what in ("kill", "leave"):
+            down |= set(event.machines)
+        elif event.at_s <= at_s and event.what == "start":
+            down -= set(event.machines)
+    return down
