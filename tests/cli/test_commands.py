@@ -22,7 +22,9 @@ Gossamer = Any
 def test_help_lists_every_command(gossamer: Gossamer) -> None:
     shown = gossamer("--help")
     assert shown.code == 0
-    names = "init run join invite stop status peers merge export eval sample testnet sim config keys version help"
+    names = (
+        "init run join invite stop status peers merge export eval sample testnet sim config keys version help"
+    )
     for name in names.split():
         assert f" {name} " in shown.out
 
