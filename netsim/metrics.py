@@ -77,7 +77,7 @@ class Metrics:
         """Listen to a new process."""
         node = machine.node
         assert node is not None
-        if machine.number >= self.founders and machine.number not in self._newcomers:
+        if machine.number >= self.founders and machine.honest and machine.number not in self._newcomers:
             self._newcomers[machine.number] = _Newcomer(trio.current_time(), len(self.commits))
         due, adopt = node.merger.due, node.merge_host.adopt
 

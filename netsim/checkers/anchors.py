@@ -255,8 +255,8 @@ class Rebase(Watcher):
     def attach(self, machine: Machine, node: Node) -> None:
         """See what is put under the live weights, and what they are before and after."""
         host, trainer = node.merge_host, node.trainer
-        pledged: set[bytes] = set()
-        """The links that this life has pledged to since its weights were last put on an anchor."""
+        pledged: dict[bytes, list[ShardRef]] = {}
+        """What this life has pledged to each link since its weights were last put on an anchor."""
         moved: list[torch.Tensor] = []
         """The anchor that they were put on during the present call."""
 
@@ -271,7 +271,8 @@ class Rebase(Watcher):
             own = [c for c in record.contributors if c.peer == machine.identity.peer]
             pledge = self._pledges.find(record.parent, own[0]) if own else None
             if contribution is None:
-                if rebase and pledge is not None and record.parent in pledged:
+                # A pledge of an earlier life says nothing of weights that were resumed from a checkpoint.
+                if rebase and pledge is not None and pledged.get(record.parent) == own[0].inputs:
                     self.fail(f"forgot its own part in record {short(record_hash)}", machine.number)
             elif pledge is None or contribution.numpy().tobytes() != pledge.values.tobytes():
                 self.fail(
@@ -298,7 +299,11 @@ class Rebase(Watcher):
 
             return done
 
-        self.after(host, "contribute", lambda _, parent, point: pledged.add(parent))
+        def contributed(contribution: Contribution | None, parent: bytes, _: int) -> None:
+            if contribution is not None:
+                pledged[parent] = contribution.inputs
+
+        self.after(host, "contribute", contributed)
         self.watch(host, "_take", take)
         self.watch(host, "_rebase", rebase)
 
