@@ -23,7 +23,7 @@ MemberState = Literal["alive", "suspect", "gone", "left"]
 
 HEARTBEAT_S_MIN = 2.0
 HEARTBEAT_S_MAX = 30.0
-HEARTBEATS_PER_S = 8.0
+HEARTBEATS_PER_S = 4.0
 """What a node hears of all members together, where HEARTBEAT_S_MAX allows it."""
 MEAN_WEIGHT = 1 / 8
 DEVIATION_WEIGHT = 1 / 4
