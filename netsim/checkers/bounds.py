@@ -21,8 +21,8 @@ from node.merge_host import MERGES_KEPT
 from node.node import Node
 from p2p.transport import Transport
 
-TASKS_BASE, TASKS_PER_PEER = 60, 20
-"""Tasks of a process: its own, and those that serve and ask each connected peer."""
+TASKS_BASE, TASKS_PER_PEER, TASKS_PER_MEMBER = 60, 20, 2
+"""Tasks of a process: its own, those that serve and ask each connected peer, those that a merge has for each member."""
 STREAMS_BASE, STREAMS_PER_PEER = 16, 12
 """Streams that a process and its peers keep open at one moment, in both directions."""
 CONTRIBUTIONS_MAX = 4
@@ -81,7 +81,9 @@ class Bounded(Watcher):
         yield "connections", peers, limits.peers_max
         yield "streams", transport.traffic().streams_open, STREAMS_BASE + STREAMS_PER_PEER * peers
         if (root := self._roots.get(machine.number)) is not None:
-            yield "tasks", len(tasks_under(root)), TASKS_BASE + TASKS_PER_PEER * peers
+            members = len(node.members._entries)
+            tasks_max = TASKS_BASE + TASKS_PER_PEER * peers + TASKS_PER_MEMBER * members
+            yield "tasks", len(tasks_under(root)), tasks_max
         yield "notices", len(node.notices._registers), limits.members_max * len(NOTICE_BODIES)
         yield "members", len(node.members._entries), limits.members_max
         yield "address book", len(node.book), limits.address_book_max
