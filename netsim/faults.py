@@ -106,13 +106,12 @@ class Faults:
     async def _churn(self, nursery: trio.Nursery) -> None:
         rng = generator(self._seed, "churn-times")
         churn = self._scenario.churn
-        for _ in itertools.count():
-            up = self._world.up()
-            rate_per_s = self._plan.churn_per_hour * max(1, len(up)) / 3600
-            await trio.sleep(rng.expovariate(rate_per_s))
-            if not (up := self._world.up()):
-                continue
-            machine = rng.choice(up)
+        while True:
+            machines = self._world.machines
+            await trio.sleep(rng.expovariate(self._plan.churn_per_hour * len(machines) / 3600))
+            machine = rng.choice(machines)
+            if machine.node is None:
+                continue  # Each machine that is up leaves at the rate given, whoever else is.
             away_s = drawn(rng, churn.away_s, logarithmic=True)
             violent = rng.random() < churn.killed
             how = ("kill" if rng.random() < 0.5 else "power-cut") if violent else "leave"
