@@ -196,16 +196,16 @@ class Watcher:
         def begun(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Done | None:
             try:
                 return begin(*args, **kwargs)
-            except Exception:
-                self._failed_itself(method)
+            except Exception as error:
+                self._failed_itself(method, error)
                 return None
 
         def ended(done: Done | None, result: Any) -> None:
             if done is not None:
                 try:
                     done(result)
-                except Exception:
-                    self._failed_itself(method)
+                except Exception as error:
+                    self._failed_itself(method, error)
 
         if inspect.iscoroutinefunction(original):
 
@@ -232,9 +232,11 @@ class Watcher:
 
             setattr(part, method, watched)
 
-    def _failed_itself(self, method: str) -> None:
+    def _failed_itself(self, method: str, error: Exception) -> None:
         """A mistake of the checker's own; the product goes on as if nobody had looked."""
-        self.fail(f"the checker failed at {method}: {traceback.format_exc(limit=-2)}")
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{frame.filename.rpartition('/')[2]}:{frame.lineno}"
+        self.fail(f"the checker failed at {method}: {error!r} ({where})")
 
 
 def is_calm(world: World, now_s: float, for_s: float) -> bool:

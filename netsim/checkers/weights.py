@@ -23,7 +23,7 @@ class Finite(Watcher):
     """
 
     name = "finite"
-    every_s = 10.0
+    every_s = 5.0
 
     def attach(self, machine: Machine, node: Node) -> None:
         """See every write."""

@@ -7,7 +7,7 @@ from functools import partial
 import msgspec
 import trio
 
-from netsim.checkers import build, task_census
+from netsim.checkers import Checker, Report, build, task_census
 from netsim.determinism import SimClock, deterministic_scheduling
 from netsim.disk import SimDisk
 from netsim.network import LinkModel, open_sim_network
@@ -41,15 +41,17 @@ def with_merge(spec: RunSpec, **changes: object) -> RunSpec:
     return msgspec.structs.replace(spec, merge=msgspec.structs.replace(spec.merge, **changes))
 
 
-def simulate(script: Script, *, machines: int = 4, seed: int = 1, spec: RunSpec = SPEC) -> list[Failure]:
-    """What the checkers find while ``script`` runs in a world whose machines are all off."""
+def simulate(
+    script: Script, *, machines: int = 4, seed: int = 1, spec: RunSpec = SPEC, checked: bool = True
+) -> list[Failure]:
+    """What the checkers find while ``script`` runs in a world whose machines are all off at first."""
     failures: list[Failure] = []
 
     def report(checker: str, what: str, machine: int | None) -> None:
         failures.append(Failure(checker=checker, what=what, at_s=trio.current_time(), machine=machine))
 
     with deterministic_scheduling(seed):
-        trio.run(partial(_simulate, script, machines, seed, spec, report), clock=SimClock())
+        trio.run(partial(_simulate, script, machines, seed, spec, report, checked), clock=SimClock())
     return failures
 
 
@@ -59,7 +61,7 @@ def caught(failures: list[Failure]) -> set[str]:
 
 
 async def _simulate(
-    script: Script, machines: int, seed: int, spec: RunSpec, report: Callable[[str, str, int | None], None]
+    script: Script, machines: int, seed: int, spec: RunSpec, report: Report, checked: bool
 ) -> None:
     problem = QuadraticProblem()
 
@@ -83,7 +85,7 @@ async def _simulate(
             for number in range(machines):
                 machine = world.add_machine(disk=SimDisk(rng=random.Random(f"{seed}/{number}")))
                 machine.costs = type(machine.costs)(step_s=STEP_S)
-            checkers = build(world, report)
+            checkers = build(world, report) if checked else []
             world.observers.extend(checkers)
             nursery.start_soon(_sample, checkers)
             await script(world)
@@ -92,7 +94,7 @@ async def _simulate(
             nursery.cancel_scope.cancel()
 
 
-async def _sample(checkers: list) -> None:
+async def _sample(checkers: list[Checker]) -> None:
     while True:
         await trio.sleep(SAMPLE_S)
         for checker in checkers:
