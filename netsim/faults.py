@@ -12,6 +12,7 @@ import itertools
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
 
 import trio
 
@@ -40,6 +41,8 @@ from netsim.world import Machine, World
 
 Tell = Callable[[str, Sequence[int], str, float | None], None]
 """Told what happened, to which machines, in what words, and until when."""
+Ailment: TypeAlias = Slow | Throttle | DiskFull | DiskSlow
+"""What makes hardware worse for as long as it lasts."""
 
 
 class Faults:
@@ -62,6 +65,8 @@ class Faults:
         self._tell = tell
         self._add_machine = add_machine
         self._going_on = 0
+        self._ailing: dict[int, list[tuple[Ailment, float]]] = {}
+        """By machine, what ails it now and how badly: strikes of one kind may overlap."""
 
     async def run(self) -> None:
         """Everything up to the end of the safety phase; returns once nothing is left to go wrong."""
@@ -127,9 +132,6 @@ class Faults:
         self._switch_on(self._add_machine() if replaced else machine, rng)
 
     async def _end(self, machine: Machine, how: str) -> None:
-        if machine.node is None:
-            machine.wanted = False
-            return
         if how == "leave":
             await self._world.leave(machine.number)
         elif how == "kill":
@@ -145,12 +147,15 @@ class Faults:
         targets = self._targets(strike, rng)
         until_s = strike.at_s + strike.for_s if strike.for_s else None
         kind = strike.fault.__struct_config__.tag
-        self._tell(str(kind), [machine.number for machine in targets], "", until_s)
+        about = ATTACKERS[strike.fault.attacker].about if isinstance(strike.fault, Attack) else ""
+        self._tell(str(kind), [machine.number for machine in targets], about, until_s)
         with self._disturbance():
             await self._carry_out(strike, targets, rng)
 
     def _targets(self, strike: Strike, rng: random.Random) -> list[Machine]:
         fault, up = strike.fault, self._world.up()
+        if isinstance(fault, Join | Attack):
+            return [self._add_machine() for _ in range(fault.count if isinstance(fault, Join) else 1)]
         if fault.machines:
             named: set[object] = set()
             for name in fault.machines:
@@ -182,8 +187,9 @@ class Faults:
             case Partition():
                 await self._partition(fault, targets, for_s, rng)
             case Stall():
-                cut = self._cut([targets, self._others(targets)], one_way=False)
-                await self._until_healed(cut, for_s)
+                stalled = [machine.peer for machine in targets]
+                everybody = [machine.peer for machine in self._world.machines]
+                await self._until_healed([self._world.network.cut(stalled, everybody)], for_s)
             case Break():
                 for machine in targets:
                     self._world.network.break_all(machine.peer)
@@ -192,18 +198,20 @@ class Faults:
                     machine.compute.stall(for_s)
                 await trio.sleep(for_s)
             case Slow():
-                await self._slow(targets, drawn(rng, fault.times), for_s)
+                await self._ail(fault, targets, [drawn(rng, fault.times)] * len(targets), for_s)
             case Throttle():
-                await self._throttle(targets, drawn(rng, fault.bytes_per_s), for_s)
-            case DiskFull() | DiskSlow():
-                await self._trouble_disks(fault, targets, for_s, rng)
+                await self._ail(fault, targets, [drawn(rng, fault.bytes_per_s)] * len(targets), for_s)
+            case DiskFull():
+                await self._ail(fault, targets, [0.0] * len(targets), for_s)
+            case DiskSlow():
+                await self._ail(fault, targets, [drawn(rng, fault.operation_s) for _ in targets], for_s)
             case BitFlip():
                 for machine in targets:
                     machine.disk.flip_random_bit(rng)
             case Join():
-                await self._join(fault, for_s, rng)
+                await self._join(targets, for_s, rng)
             case Attack():
-                await self._attack(fault, for_s, rng)
+                await self._attack(targets[0], fault, for_s, rng)
 
     async def _take_down(self, targets: list[Machine], how: str, for_s: float, rng: random.Random) -> None:
         async with trio.open_nursery() as nursery:
@@ -215,32 +223,39 @@ class Faults:
                 self._switch_on(machine, rng)
 
     async def _crash(self, targets: list[Machine], operation: int, for_s: float, rng: random.Random) -> None:
-        """The power goes in the midst of a disk operation."""
-        down = {machine.number: trio.Event() for machine in targets}
-        for machine in targets:
-            self._arm(machine, operation, before=rng.random() < 0.5, down=down[machine.number])
-        try:
-            for event in down.values():
-                await event.wait()
-        finally:
+        """The power goes in the midst of a disk operation of each that does not await its own already."""
+        async with trio.open_nursery() as nursery:
             for machine in targets:
-                machine.disk.on_operation = machine.disk.on_effect = None
-        await trio.sleep(for_s)
-        for machine in targets:
-            self._switch_on(machine, rng)
+                before, own = rng.random() < 0.5, random.Random(rng.random())
+                disk = machine.disk
+                if disk.on_operation is None and disk.on_effect is None:
+                    nursery.start_soon(self._crash_one, machine, operation, before, for_s, own)
 
-    def _arm(self, machine: Machine, operation: int, *, before: bool, down: trio.Event) -> None:
-        last = machine.disk.operations + 1 + operation
+    async def _crash_one(
+        self, machine: Machine, operation: int, before: bool, for_s: float, rng: random.Random
+    ) -> None:
+        disk = machine.disk
+        last = disk.operations + 1 + operation
+        down = trio.Event()
 
         def pull_the_plug(number: int, verb: str, path: str) -> None:
-            if number >= last and machine.node is not None and not down.is_set():
+            if number >= last and machine.process is not None:
+                disk.on_operation = disk.on_effect = None
                 down.set()
                 self._world.power_cut(machine.number)
 
         if before:
-            machine.disk.on_operation = pull_the_plug
+            disk.on_operation = pull_the_plug
         else:
-            machine.disk.on_effect = pull_the_plug
+            disk.on_effect = pull_the_plug
+        try:
+            await down.wait()
+        finally:
+            if not down.is_set():
+                disk.on_operation = disk.on_effect = None
+        if for_s:
+            await trio.sleep(for_s)
+            self._switch_on(machine, rng)
 
     def _others(self, machines: list[Machine]) -> list[Machine]:
         return [machine for machine in self._world.machines if machine not in machines]
@@ -272,57 +287,47 @@ class Faults:
                 await trio.sleep(turn_s)
             await self._until_healed(self._cut(parts, one_way=fault.one_way), turn_s)
 
-    async def _slow(self, targets: list[Machine], times: float, for_s: float) -> None:
-        for machine in targets:
-            machine.compute.slowness *= times
-        try:
-            await trio.sleep(for_s or math.inf)
-        finally:
-            for machine in targets:
-                machine.compute.slowness /= times
-
-    async def _throttle(self, targets: list[Machine], bytes_per_s: float, for_s: float) -> None:
-        for machine in targets:
-            self._world.network.set_line(
-                machine.peer, up_bytes_per_s=bytes_per_s, down_bytes_per_s=bytes_per_s
-            )
-        try:
-            await trio.sleep(for_s or math.inf)
-        finally:
-            for machine in targets:
-                own = hardware(self._scenario, self._seed, machine.number)
-                self._world.network.set_line(
-                    machine.peer, up_bytes_per_s=own.up_bytes_per_s, down_bytes_per_s=own.down_bytes_per_s
-                )
-
-    async def _trouble_disks(
-        self, fault: DiskFull | DiskSlow, targets: list[Machine], for_s: float, rng: random.Random
+    async def _ail(
+        self, fault: Ailment, targets: list[Machine], amounts: Sequence[float], for_s: float
     ) -> None:
-        for machine in targets:
-            if isinstance(fault, DiskFull):
-                machine.disk.capacity_bytes = 0
-            else:
-                machine.disk.operation_s = drawn(rng, fault.operation_s)
+        """Have ``fault`` hold for each machine with its amount."""
+        for machine, amount in zip(targets, amounts, strict=True):
+            self._ailing.setdefault(machine.number, []).append((fault, amount))
+            self._settle(machine)
         try:
             await trio.sleep(for_s or math.inf)
         finally:
-            for machine in targets:
-                own = hardware(self._scenario, self._seed, machine.number)
-                machine.disk.capacity_bytes = self._scenario.machines.disk_bytes
-                machine.disk.operation_s = own.disk_s
+            for machine, amount in zip(targets, amounts, strict=True):
+                self._ailing[machine.number].remove((fault, amount))
+                self._settle(machine)
 
-    async def _join(self, fault: Join, for_s: float, rng: random.Random) -> None:
-        for number in range(fault.count):
-            if number:
-                await trio.sleep(for_s / max(1, fault.count - 1))
-            self._switch_on(self._add_machine(), rng)
+    def _settle(self, machine: Machine) -> None:
+        """Make the hardware what it is, less what ails it now: the worst of each kind."""
+        own = hardware(self._scenario, self._seed, machine.number)
+        ailing = self._ailing[machine.number]
 
-    async def _attack(self, fault: Attack, for_s: float, rng: random.Random) -> None:
-        machine = self._add_machine()
+        def amounts(kind: type[Ailment]) -> list[float]:
+            return [amount for fault, amount in ailing if isinstance(fault, kind)]
+
+        machine.compute.slowness = own.slowness * max(amounts(Slow), default=1.0)
+        machine.disk.operation_s = max([own.disk_s, *amounts(DiskSlow)])
+        machine.disk.capacity_bytes = min([self._scenario.machines.disk_bytes, *map(int, amounts(DiskFull))])
+        self._world.network.set_line(
+            machine.peer,
+            up_bytes_per_s=min([own.up_bytes_per_s, *amounts(Throttle)]),
+            down_bytes_per_s=min([own.down_bytes_per_s, *amounts(Throttle)]),
+        )
+
+    async def _join(self, targets: list[Machine], for_s: float, rng: random.Random) -> None:
+        for place, machine in enumerate(targets):
+            if place:
+                await trio.sleep(for_s / (len(targets) - 1))
+            self._switch_on(machine, rng)
+
+    async def _attack(self, machine: Machine, fault: Attack, for_s: float, rng: random.Random) -> None:
         machine.spoil = ATTACKERS[fault.attacker].spoil
-        self._tell("attack", [machine.number], ATTACKERS[fault.attacker].about, None)
         self._switch_on(machine, rng)
         try:
             await trio.sleep(for_s or math.inf)
         finally:
-            await self._end(machine, "kill")
+            self._world.kill(machine.number)

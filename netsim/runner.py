@@ -278,15 +278,13 @@ class _Run:
     def _calm_down(self, world: World) -> None:
         """Only a core stays, on a network that works."""
         self._core = world.core = draw.core(
-            self._scenario, self._seed, [machine.number for machine in world.machines]
+            self._scenario, self._seed, [machine.number for machine in world.machines if machine.honest]
         )
         self._tell("phase", world.core, "liveness: faults are over, this core stays", None)
         world.network.heal()
         for machine in world.machines:
             if machine.number not in world.core:
-                machine.wanted = False
-                if machine.node is not None:
-                    world.kill(machine.number)
+                world.kill(machine.number)
             elif not machine.wanted:
                 world.switch_on(machine.number, bootstrap=None if machine.starts_s else world.core[:3])
         world.calm_since_s = trio.current_time()

@@ -57,6 +57,11 @@ class Machine:
     node: Node | None = None
     """The process running now."""
     process: trio.CancelScope | None = None
+    """Around the process, or around the wait for the next attempt to start it."""
+    kept: bool = False
+    """Whether a task of the world starts processes here as long as they are wanted."""
+    started: trio.Event = field(default_factory=trio.Event)
+    """Set once the node is there that was asked for last."""
     ended: trio.Event = field(default_factory=trio.Event)
     """Set once no task of the last process is left."""
     starts_s: list[float] = field(default_factory=list)
@@ -162,9 +167,11 @@ class World:
         machine.wanted = True
         if bootstrap is not None:
             machine.bootstrap = tuple(bootstrap[:BOOTSTRAP_ADDRESSES])
-        started = trio.Event()
-        self._nursery.start_soon(self._keep_running, machine, started)
-        return started
+        machine.started = trio.Event()
+        if not machine.kept:
+            machine.kept = True
+            self._nursery.start_soon(self._keep_running, machine)
+        return machine.started
 
     async def start(self, number: int, *, bootstrap: int | None = None) -> Node:
         """Start the process of one machine and return its node; ``bootstrap`` is the machine it is told of."""
@@ -181,15 +188,17 @@ class World:
         ]
 
     def kill(self, number: int) -> None:
-        """``kill -9``: the process is gone between two instants; its disk stays as it is."""
+        """``kill -9``: the process is gone between two instants; its disk stays as it is. Nothing where none runs."""
         machine = self.machines[number]
-        self.network.crash(machine.peer)
+        if machine.peer in self.network.hosts:
+            self.network.crash(machine.peer)
         self._end(machine, "killed")
 
     def power_cut(self, number: int) -> None:
         """The machine goes dark: peers notice by its silence, and its disk keeps what was synced."""
         machine = self.machines[number]
-        self.network.vanish(machine.peer)
+        if machine.peer in self.network.hosts:
+            self.network.vanish(machine.peer)
         machine.disk.power_cut()
         self._end(machine, "power-cut")
 
@@ -199,12 +208,14 @@ class World:
         machine.wanted = False
         if machine.node is not None:
             machine.node.stop()
+        elif machine.process is not None:
+            machine.process.cancel()  # Before its node is there nothing listens.
         await machine.ended.wait()
 
     def _end(self, machine: Machine, how: str) -> None:
-        assert machine.process is not None
         machine.wanted = False
-        machine.process.cancel()
+        if machine.process is not None:
+            machine.process.cancel()
         self._gone(machine, how)
 
     def _gone(self, machine: Machine, how: str) -> None:
@@ -214,11 +225,10 @@ class World:
         machine.bytes_sent_before = machine.bytes_sent
         for observer in self.observers:
             observer.stopped(machine, how)
-        machine.node = machine.process = None
+        machine.node = None
 
-    async def _keep_running(self, machine: Machine, started: trio.Event) -> None:
+    async def _keep_running(self, machine: Machine) -> None:
         """Run the process, and again if it could not even begin: a full disk may have kept it from starting."""
-        await machine.ended.wait()
         while machine.wanted:
             machine.ended = trio.Event()
             with trio.CancelScope() as machine.process:
@@ -227,14 +237,16 @@ class World:
                 except OSError:
                     pass
                 else:
-                    await self._live(machine, state, started)
+                    await self._live(machine, state)
+                if machine.wanted:
+                    await trio.sleep(RESTART_S)
+            machine.process = None
             machine.ended.set()
-            if machine.wanted:
-                await trio.sleep(RESTART_S)
+        machine.kept = False
 
-    async def _live(self, machine: Machine, state: NodeState, started: trio.Event) -> None:
+    async def _live(self, machine: Machine, state: NodeState) -> None:
         try:
-            await self._run(machine, state, started)
+            await self._run(machine, state)
         except Exception as error:
             if self._failed is None:
                 raise
@@ -243,7 +255,7 @@ class World:
         else:
             self._gone(machine, "left")
 
-    async def _run(self, machine: Machine, state: NodeState, started: trio.Event) -> None:
+    async def _run(self, machine: Machine, state: NodeState) -> None:
         peers = [self.machines[number].peer for number in machine.bootstrap]
         eligible = self._eligible
         async with self.network.open_host(machine.peer) as transport:
@@ -274,7 +286,7 @@ class World:
                 machine.spoil(machine.node)
             for observer in self.observers:
                 observer.started(machine)
-            started.set()
+            machine.started.set()
             await machine.node.run()
 
 
