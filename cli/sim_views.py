@@ -33,6 +33,8 @@ FAILURES_SHOWN = 5
 VARIANT_FIGURES = {
     "final_loss": "loss",
     "loss_spread": "spread of it",
+    "local_accuracy": "accuracy",
+    "merged_accuracy": "if averaged",
     "dispersion": "dispersion",
     "commit_share": "merges",
     "mixes_per_node": "mixes",
