@@ -6,7 +6,8 @@ once met the swarm does not need them.
 
 Every second, and whenever a connection comes or goes, the set of connections is compared with what is wanted:
 ``links_target`` neighbours, all of our run, none banned. Even a node with enough neighbours dials one more now and
-then, so that two halves of a healed partition find each other again.
+then, so that two halves of a healed partition find each other again. Whoever is reached for an exchange or a merge
+stays connected too, until there are many: then those that have not been used for longest are let go.
 """
 
 from __future__ import annotations
@@ -55,6 +56,11 @@ HELLO_WAIT_S = 15.0
 """A connection that is not greeted by then is closed; a newcomer may be fetching the spec until then."""
 SAVE_S = 10.0
 PEERS_ASKED = 32
+CROWDED_SHARE, ROOMY_SHARE = 0.75, 0.5
+"""With more than the first share of ``peers_max`` connected, idle connections are closed down to the second."""
+UNUSED_S = 5.0
+"""Connections used more recently are kept: whoever has just connected is about to ask for something."""
+MAKE_ROOM_S = 0.1
 REFUSALS = ("wrong-run", "version", "banned")
 """Codes a greeting is refused with; what else a peer may write there does not become a counter's name."""
 
@@ -109,6 +115,8 @@ class Links:
         self._limits = limits
         self._rng = rng
         self._connected_s: dict[PeerId, float] = {}
+        self._used_s: dict[PeerId, float] = {}
+        """When a connected peer was last reached for."""
         self._greeted: set[PeerId] = set()
         self._dialling: set[PeerId] = set()
         self._wake = trio.Event()
@@ -152,12 +160,19 @@ class Links:
             nursery.start_soon(self._save_regularly)
 
     async def reach(self, peer: PeerId) -> None:
-        """Connect to ``peer`` if it is not connected. Raises PeerUnreachable."""
+        """Connect to ``peer`` if it is not connected. Raises PeerUnreachable.
+
+        Waits while every connection there may be is in use.
+        """
+        self._used_s[peer] = trio.current_time()
         if peer in self._transport.peers():
             return
         record = self._book.record(peer)
         if record is None or self._ledger.banned(peer):
             raise PeerUnreachable(f"{peer} is {'banned' if record else 'at no known address'}")
+        while len(self._transport.peers()) >= self._limits.peers_max - 1:
+            await self._let_go(unused_s=0.0)
+            await trio.sleep(MAKE_ROOM_S)
         await self._dial(record)
         if peer not in self._transport.peers():
             raise PeerUnreachable(f"{peer} did not answer at {', '.join(record.addresses)}")
@@ -173,6 +188,7 @@ class Links:
 
     def _forget(self, peer: PeerId) -> None:
         self._connected_s.pop(peer, None)
+        self._used_s.pop(peer, None)
         self._greeted.discard(peer)
 
     async def _keep(self, nursery: trio.Nursery) -> None:
@@ -181,6 +197,7 @@ class Links:
             for peer in self._connected_s.keys() - self._transport.peers():
                 self._forget(peer)
             await self._part_with_unwelcome()
+            await self._let_go(unused_s=UNUSED_S)
             for peer in sorted(self._transport.peers() - self._connected_s.keys()):
                 self._connected_s[peer] = trio.current_time()
                 nursery.start_soon(self._greet, peer)
@@ -221,6 +238,21 @@ class Links:
                 await self._transport.disconnect(peer, f"banned: {self._ledger.last_problem(peer)}")
             elif peer not in self._greeted and now_s - self._connected_s.get(peer, now_s) > HELLO_WAIT_S:
                 await self._transport.disconnect(peer, "no greeting")
+
+    async def _let_go(self, *, unused_s: float) -> None:
+        """In a crowd, close the connections that are idle and have not been used for longest."""
+        connected = len(self._transport.peers())
+        if connected <= CROWDED_SHARE * self._limits.peers_max:
+            return
+        keep = max(int(ROOMY_SHARE * self._limits.peers_max), self._limits.links_target)
+        latest_s = trio.current_time() - unused_s
+        used_s = {peer: self._last_use_s(peer) for peer in self._transport.idle_peers()}
+        unused = sorted((peer for peer, at_s in used_s.items() if at_s <= latest_s), key=used_s.__getitem__)
+        for peer in unused[: connected - keep]:
+            await self._transport.disconnect(peer, "not needed for now")
+
+    def _last_use_s(self, peer: PeerId) -> float:
+        return max(self._used_s.get(peer, 0.0), self._connected_s.get(peer, trio.current_time()))
 
     # --- greeting ---------------------------------------------------------------------------------------------
 

@@ -377,7 +377,11 @@ class Merger:
     async def _watch_proposer(self) -> None:
         """A proposer whose connection breaks is taken for dead: at worst, two propose at once."""
         async for event in self._transport.peer_events():
-            if isinstance(event, PeerDown) and self._turns.lost(event.peer, trio.current_time()):
+            if (
+                isinstance(event, PeerDown)
+                and event.broken
+                and self._turns.lost(event.peer, trio.current_time())
+            ):
                 self._changed.made()
 
     # --- the chain --------------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ class Frame(IntEnum):
     EOF = 5
     RESET = 6
     CLOSE = 7
+    BREAK = 8
 
 
 @dataclass(slots=True)
@@ -148,7 +149,9 @@ class Side:
                     stream.break_off("the peer reset the stream")
                 self._settle(stream_id, StreamBroken("the peer reset the stream"))
             case Frame.CLOSE:
-                self.lose(payload.decode())
+                self.lose("the peer closed the connection", broken=False)
+            case Frame.BREAK:
+                self.lose("the connection broke")
 
     def _land_data(self, stream_id: int, payload: bytes) -> None:
         stream = self.streams.get(stream_id)
@@ -157,7 +160,7 @@ class Side:
         elif stream.accept_bytes(len(payload)):
             stream.deliver(payload)
         else:
-            self.close("the peer sent past its receive window", tell="the connection broke")
+            self.close("the peer sent past its receive window", broken=True)
 
     # --- streams ----------------------------------------------------------------------------------------------
 
@@ -210,16 +213,19 @@ class Side:
 
     # --- ending -----------------------------------------------------------------------------------------------
 
-    def close(self, reason: str, *, tell: str) -> None:
-        """End the connection here for ``reason``; the other end learns ``tell`` once the frames before it are there."""
-        self.carry(Frame.CLOSE, 0, tell.encode())
+    def close(self, reason: str, *, broken: bool = False) -> None:
+        """End the connection here for ``reason``; the other end learns of it once the frames before it are there.
+
+        ``broken``: not on purpose, but because the program is gone or the other one is at fault.
+        """
+        self.carry(Frame.BREAK if broken else Frame.CLOSE, 0)
         if self._held:  # It will never be let through: the far end finds out by itself.
             self._network.after(
                 self._network.limits.peer_silence_s, self.other.lose, "the connection fell silent"
             )
-        self.lose(reason)
+        self.lose(reason, broken=False)
 
-    def lose(self, reason: str) -> None:
+    def lose(self, reason: str, *, broken: bool = True) -> None:
         """The connection is over at this end."""
         if self.over:
             return
@@ -229,7 +235,7 @@ class Side:
         self.streams.clear()
         for opening in self._opening.values():
             opening.settle(StreamBroken(reason))
-        self.host.forget(self, reason)
+        self.host.forget(self, reason, broken=broken)
 
     # --- FrameSink --------------------------------------------------------------------------------------------
 

@@ -108,7 +108,7 @@ class SimNetwork:
             try:
                 yield host
             finally:
-                host.stop("the peer closed the connection")
+                host.stop(broken=False)
 
     def set_link(self, source: PeerId, target: PeerId, model: LinkModel) -> None:
         """Change one direction for everything sent from now on."""
@@ -150,7 +150,7 @@ class SimNetwork:
 
     def crash(self, peer: PeerId) -> None:
         """Kill a host as ``kill -9`` would: its block is cancelled, its peers notice one latency later."""
-        self.hosts[peer].stop("the connection broke")
+        self.hosts[peer].stop(broken=True)
 
     def vanish(self, peer: PeerId) -> None:
         """Kill a host as a power cut would: its block is cancelled, its peers notice by its silence."""
@@ -159,7 +159,7 @@ class SimNetwork:
             far = side.other
             self.after(self.limits.peer_silence_s, far.lose, _silence(self.limits))
             side.lose("the power went")
-        host.stop("")
+        host.stop(broken=True)
 
     def break_all(self, peer: PeerId) -> None:
         """Break every connection of a host."""
@@ -264,6 +264,10 @@ class SimHost:
         """The peers connected right now."""
         return self._events.connected
 
+    def idle_peers(self) -> list[PeerId]:
+        """The connected peers with whom no stream is open, sorted."""
+        return sorted(peer for peer, side in self._sides.items() if not side.streams)
+
     def peer_events(self) -> trio.MemoryReceiveChannel[PeerEvent]:
         """A new subscription to connections coming and going."""
         return self._events.subscribe()
@@ -318,7 +322,7 @@ class SimHost:
     async def disconnect(self, peer: PeerId, reason: str) -> None:
         """Close the connection to ``peer``."""
         if side := self._sides.get(peer):
-            side.close(reason, tell="the peer closed the connection")
+            side.close(reason)
         await trio.lowlevel.checkpoint()
 
     # --- the simulator's side -----------------------------------------------------------------------------------
@@ -336,17 +340,17 @@ class SimHost:
         self._sides[side.peer] = side
         self._events.up(side.peer, outbound=outbound)
 
-    def forget(self, side: Side, reason: str) -> None:
+    def forget(self, side: Side, reason: str, *, broken: bool) -> None:
         """A connection has ended."""
         if self._sides.get(side.peer) is side:
             del self._sides[side.peer]
-            self._events.down(side.peer, reason)
+            self._events.down(side.peer, reason, broken=broken)
 
-    def stop(self, tell: str) -> None:
-        """The host is gone: every peer learns ``tell``, and its tasks and block are cancelled."""
+    def stop(self, *, broken: bool) -> None:
+        """The host is gone, with or without a word to its peers; its tasks and block are cancelled."""
         if self.network.hosts.get(self._local.peer) is self:
             del self.network.hosts[self._local.peer]
         for side in self.sides():
-            side.close("this node is stopping", tell=tell)
+            side.close("this node is stopping", broken=broken)
         self._events.close()
         self.nursery.cancel_scope.cancel()

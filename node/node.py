@@ -376,7 +376,7 @@ class Node:
             match event:
                 case PeerUp(peer=peer):
                     self.members.connected(peer)
-                case PeerDown(peer=peer):
+                case PeerDown(peer=peer, broken=True):
                     self.members.disconnected(peer)
 
     def _publish_heartbeat(self) -> None:

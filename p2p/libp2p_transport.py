@@ -121,6 +121,14 @@ class Libp2pTransport:
         """The peers connected right now."""
         return self._events.connected
 
+    def idle_peers(self) -> list[PeerId]:
+        """The connected peers with whom no stream is open, sorted."""
+        return sorted(
+            peer
+            for peer, links in self._connections.items()
+            if not any(link.session.streams_open for link in links)
+        )
+
     def peer_events(self) -> trio.MemoryReceiveChannel[PeerEvent]:
         """A new subscription to connections coming and going."""
         return self._events.subscribe()
@@ -306,7 +314,7 @@ class Libp2pTransport:
             links.remove(link)
             if not links:
                 del self._connections[link.peer]
-                self._events.down(link.peer, link.session.reason)
+                self._events.down(link.peer, link.session.reason, broken=link.session.broken)
             link.gone.set()
 
     async def _accept_streams(self, link: _Connection) -> None:

@@ -38,11 +38,11 @@ class PeerEvents:
             self._connected.add(peer)
             self._publish(PeerUp(peer, outbound))
 
-    def down(self, peer: PeerId, reason: str) -> None:
+    def down(self, peer: PeerId, reason: str, *, broken: bool) -> None:
         """The last connection to ``peer`` is gone."""
         if peer in self._connected:
             self._connected.remove(peer)
-            self._publish(PeerDown(peer, reason))
+            self._publish(PeerDown(peer, reason, broken))
 
     def close(self) -> None:
         """End every subscription."""

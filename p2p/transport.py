@@ -52,10 +52,14 @@ class PeerUp:
 
 @dataclass(frozen=True, slots=True)
 class PeerDown:
-    """The last connection to ``peer`` is gone, and why, as a short sentence for people."""
+    """The last connection to ``peer`` is gone, and why, as a short sentence for people.
+
+    ``broken``: neither side closed it on purpose, so the peer may well be gone too.
+    """
 
     peer: PeerId
     reason: str
+    broken: bool
 
 
 PeerEvent = PeerUp | PeerDown
@@ -81,6 +85,9 @@ class Transport(Protocol):
 
     def peers(self) -> frozenset[PeerId]:
         """The peers connected right now."""
+
+    def idle_peers(self) -> list[PeerId]:
+        """The connected peers with whom no stream is open, sorted."""
 
     def peer_events(self) -> trio.MemoryReceiveChannel[PeerEvent]:
         """A new subscription to connections coming and going; on overflow the oldest event is dropped."""

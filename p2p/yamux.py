@@ -84,6 +84,8 @@ class Session:
         self._scope = trio.CancelScope()
         self.reason = ""
         """Why the connection ended, for people; empty while it lives."""
+        self.broken = False
+        """Whether it ended without either side closing it on purpose."""
         self.closed = trio.Event()
         self.streams_refused = 0
 
@@ -107,9 +109,10 @@ class Session:
             with trio.CancelScope(shield=True):
                 await trio.aclose_forcefully(self._carrier)
 
-    def end(self, reason: str) -> None:
+    def end(self, reason: str, *, broken: bool = False) -> None:
         """End the connection now. The first reason given is the one kept."""
-        self.reason = self.reason or reason
+        if not self.reason:
+            self.reason, self.broken = reason, broken
         self._scope.cancel()
         for stream in self._streams.values():
             stream.break_off(self.reason)
@@ -187,7 +190,7 @@ class Session:
             try:
                 await self._carrier.send_all(b"".join(batch))
             except (trio.BrokenResourceError, trio.ClosedResourceError):
-                return self.end("the connection broke")
+                return self.end("the connection broke", broken=True)
             self._writing = False
             self._outbox_drained.unpark_all()
 
@@ -201,7 +204,7 @@ class Session:
             # One interval more than pings, so that the silence is over in time wherever in one it began.
             await trio.sleep(self._limits.peer_silence_s / (PINGS_PER_SILENCE + 1))
             silent_intervals = 0 if self._heard else silent_intervals + 1
-        self.end(f"no sign of life for {self._limits.peer_silence_s:g} s")
+        self.end(f"no sign of life for {self._limits.peer_silence_s:g} s", broken=True)
 
     async def _read_frames(self) -> None:
         header = b""  # the beginning of a header that was cut by the end of a message
@@ -212,9 +215,9 @@ class Session:
             try:
                 received = await self._carrier.receive_some()
             except (trio.BrokenResourceError, trio.ClosedResourceError):
-                return self.end("the connection broke")
+                return self.end("the connection broke", broken=True)
             if not received:
-                return self.end("the peer closed the connection")
+                return self.end("the peer closed the connection", broken=True)  # A polite one says so first.
             self._heard = True
             data = memoryview(header + received if header else received)
             at = 0

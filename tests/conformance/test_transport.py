@@ -282,8 +282,10 @@ async def test_peers_and_events_agree_on_both_sides(clock: Clock, world: World) 
     assert near.peers() == {far.local.peer}
     assert far.peers() == {near.local.peer}
     await near.disconnect(far.local.peer, "enough for today")
-    assert await near_events.receive() == PeerDown(far.local.peer, "enough for today")
-    assert await far_events.receive() == PeerDown(near.local.peer, "the peer closed the connection")
+    assert await near_events.receive() == PeerDown(far.local.peer, "enough for today", broken=False)
+    assert await far_events.receive() == PeerDown(
+        near.local.peer, "the peer closed the connection", broken=False
+    )
     assert near.peers() == far.peers() == frozenset()
 
 
@@ -375,7 +377,7 @@ async def test_streams_of_a_lost_connection_break(clock: Clock, world: World) ->
         stream = await near.open_stream(far.local.peer, ECHO)
         await stream.send_all(b"x")
         assert await stream.receive_some() == b"x"
-    assert await events.receive() == PeerDown(far.local.peer, "the peer closed the connection")
+    assert await events.receive() == PeerDown(far.local.peer, "the peer closed the connection", broken=False)
     with pytest.raises(trio.BrokenResourceError):
         await stream.receive_some()
     with pytest.raises(trio.BrokenResourceError):
@@ -402,7 +404,9 @@ async def test_sending_past_the_receive_window_costs_the_connection(
     far_events, near_events = far.peer_events(), near.peer_events()
     with pytest.raises(trio.BrokenResourceError):
         await overrun()
-    assert await far_events.receive() == PeerDown(near.local.peer, "the peer sent past its receive window")
+    assert await far_events.receive() == PeerDown(
+        near.local.peer, "the peer sent past its receive window", broken=False
+    )
     assert isinstance(await near_events.receive(), PeerDown)
     assert far.traffic().bytes_received <= world.limits.receive_window_bytes
 

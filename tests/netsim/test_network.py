@@ -108,7 +108,7 @@ async def test_a_short_partition_delays_and_a_long_one_disconnects(
     network.cut([A], [B, C])
     cut_at = trio.current_time()
     lost = {await events.receive(), await events.receive()}
-    assert lost == {PeerDown(peer, "no sign of life for 12 s") for peer in (B, C)}
+    assert lost == {PeerDown(peer, "no sign of life for 12 s", broken=True) for peer in (B, C)}
     assert trio.current_time() - cut_at == LIMITS.peer_silence_s
     with pytest.raises(PeerUnreachable, match="in time"):
         await hosts[B].connect(hosts[A].local)
@@ -125,7 +125,7 @@ async def test_a_crash_is_seen_by_the_peers_and_cancels_the_block(
     stream = await hosts[A].open_stream(B, ECHO)
     record = hosts[B].local
     network.crash(B)
-    assert await events.receive() == PeerDown(B, "the connection broke")
+    assert await events.receive() == PeerDown(B, "the connection broke", broken=True)
     with pytest.raises(trio.BrokenResourceError):
         await stream.receive_some()
     with pytest.raises(PeerUnreachable):
@@ -133,4 +133,4 @@ async def test_a_crash_is_seen_by_the_peers_and_cancels_the_block(
     async with network.open_host(B):  # the same peer, started again
         await hosts[A].connect(record)
         assert await events.receive() == PeerUp(B, outbound=True)
-    assert await events.receive() == PeerDown(B, "the peer closed the connection")
+    assert await events.receive() == PeerDown(B, "the peer closed the connection", broken=False)

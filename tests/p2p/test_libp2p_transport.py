@@ -170,7 +170,8 @@ async def test_inbound_connections_come_and_go_without_using_anything_up() -> No
             async with open_host() as guest:
                 await guest.connect(host.local)
                 assert await events.receive() == PeerUp(guest.local.peer, outbound=False)
-            assert await events.receive() == PeerDown(guest.local.peer, "the peer closed the connection")
+            goodbye = PeerDown(guest.local.peer, "the peer closed the connection", broken=False)
+            assert await events.receive() == goodbye
         assert host.peers() == frozenset()
 
 
@@ -212,8 +213,12 @@ async def test_a_peer_that_falls_silent_is_dropped() -> None:
         await far_events.receive()
         frozen = True
         with trio.fail_after(2 * LIMITS.peer_silence_s):
-            assert await near_events.receive() == PeerDown(far.local.peer, "no sign of life for 1 s")
-            assert await far_events.receive() == PeerDown(near.local.peer, "no sign of life for 1 s")
+            assert await near_events.receive() == PeerDown(
+                far.local.peer, "no sign of life for 1 s", broken=True
+            )
+            assert await far_events.receive() == PeerDown(
+                near.local.peer, "no sign of life for 1 s", broken=True
+            )
 
 
 # --- the rest of the libp2p world -----------------------------------------------------------------------------------
