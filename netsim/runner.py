@@ -327,7 +327,8 @@ class _Run:
         self._scope.cancel()
 
     def _node_failed(self, machine: Machine, error: BaseException) -> None:
-        self._fail("crash", f"a node ended with {_told(error)}", machine.number)
+        if machine.honest:
+            self._fail("crash", f"a node ended with {_told(error)}", machine.number)
 
     def log_failure(self, text: str) -> None:
         """The product has logged an error: nothing a peer or a disk does may be one."""
