@@ -32,6 +32,9 @@ class MergeChain:
         """Hash of the newest record, or of genesis."""
         self.link = self._genesis
         """What the next record must build on."""
+        self.lost: set[bytes] = set()
+        """Records that were held and whose files are damaged. They stay where they are until they are fetched again:
+        whoever restarts before that must still know that the chain went on."""
 
     @property
     def head_record(self) -> CommittedRecord | None:
@@ -50,16 +53,18 @@ class MergeChain:
         return Link.after(held.record) if held is not None else None
 
     async def load(self) -> None:
-        """Read the records back, and drop the files that are damaged."""
+        """Read the records back; those whose files are damaged are ``lost``."""
         for path, _ in await self._disk.list(RECORDS):
+            name = _name_in(path)
+            if name is None:
+                continue  # Whatever that is, it is not ours.
             try:
                 data = unsealed(await self._disk.read(path))
                 committed = decode(data, CommittedRecord, bytes_max=self._limits.frame_bytes_max)
             except MalformedMessage:
-                await self._disk.delete(path)
+                self.lost.add(name)
                 continue
-            name = record_hash(committed.record)
-            if path == _path(name) and committed.record.run == self.link.run:
+            if record_hash(committed.record) == name and committed.record.run == self.link.run:
                 self._records[name] = committed
                 self._follow(name)
         await self._prune()
@@ -71,6 +76,7 @@ class MergeChain:
             return
         await self._disk.write_atomic(_path(name), sealed(encode(committed)))
         self._records[name] = committed
+        self.lost.discard(name)
         self._follow(name)
 
     async def add_branch(self, branch: list[CommittedRecord]) -> None:
@@ -109,3 +115,11 @@ def unsealed(data: bytes) -> bytes:
 
 def _path(name: bytes) -> str:
     return f"{RECORDS}/{name.hex()}"
+
+
+def _name_in(path: str) -> bytes | None:
+    try:
+        name = bytes.fromhex(path.removeprefix(f"{RECORDS}/"))
+    except ValueError:
+        return None
+    return name if len(name) == DIGEST_BYTES else None

@@ -100,8 +100,8 @@ class MergeMember:
 
         self._state = AcceptorState(parent=chain.head)
         self._promising = trio.Lock()
-        self._voiceless: bytes | None = None
-        """The link on which a damaged promise file keeps this node from voting."""
+        self._voiceless: set[bytes] = set()
+        """Links on which damaged files keep this node from voting: it may have voted, and does not know how."""
         self._contributing = trio.Lock()
         self._contributions: dict[bytes, SignedContribution] = {}
         """What this node offered, by parent, since it last adopted an anchor."""
@@ -121,7 +121,11 @@ class MergeMember:
             return
         except MalformedMessage:
             # Nobody knows what was promised, so nothing may be promised before the next link.
-            self._voiceless = self._chain.head
+            self._voiceless = {self._chain.head} | self._chain.lost
+            return
+        if self._state.parent in self._chain.lost:
+            # The promise is for a link beyond the records that are left, and took the place of those for links before.
+            self._voiceless = ({self._chain.head} | self._chain.lost) - {self._state.parent}
 
     @property
     def promised(self) -> Ballot | None:
@@ -277,8 +281,8 @@ class MergeMember:
         """Make ``state`` durable, while ``_promising`` is held."""
         if link.parent != self._chain.head:
             raise CallRefused("decided", "this link has been decided")
-        if link.parent == self._voiceless:
-            self.problem = "this node cannot vote on this merge: the file with its promise was damaged"
+        if link.parent in self._voiceless:
+            self.problem = "this node cannot vote on this merge: a file with what it promised was damaged"
             raise CallRefused("voiceless", self.problem)
         if state != self._state:
             await self._disk.write_atomic(PROMISE, sealed(encode(state)))

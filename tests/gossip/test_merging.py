@@ -21,6 +21,7 @@ from gossip.messages import (
     MergeCommit,
     MergePlan,
     MergeReply,
+    Outbid,
     ShardRef,
 )
 from p2p.errors import CallRefused
@@ -373,6 +374,44 @@ async def test_a_damaged_record_is_fetched_again(autojump_clock):
         await world.start(0)
         assert world[0].merger.head_height == 1
         await world.committed(2, within_s=5)
+        world.check_agreement()
+
+
+async def test_a_damaged_record_does_not_bring_back_a_vote_that_was_given(autojump_clock):
+    """Its link is decided; what this member promised there has made room for what it promised on the next."""
+    async with open_world(3) as world:
+        for point in (1, 2):
+            world.due(point)
+            await world.committed(point, within_s=5)
+        link = world[0].merger.head_record.record.parent
+        newest = next(path for path in world[0].disk.files if path.endswith(world[0].merger.head.hex()))
+        promise = MergeCall(
+            parent=world[0].merger.head,
+            height=3,
+            point=3,
+            ballot=Ballot(attempt=7, proposer=peer_named(1)),
+            absent=[],
+        )
+        await world[0].merger._answer(peer_named(1), promise)
+        for number in range(3):
+            world.crash(number)
+        world[0].disk.flip_bit(newest, 100)
+        world[0].disk.files[f"{RECORDS}/notes.txt"] = b"not ours"
+        for _ in range(2):
+            await world.start(0)
+            assert world[0].merger.head == link
+            again = MergeCall(
+                parent=link, height=2, point=2, ballot=Ballot(attempt=0, proposer=peer_named(1)), absent=[]
+            )
+            with pytest.raises(CallRefused, match="damaged"):
+                await world[0].merger._answer(peer_named(1), again)
+            world.crash(0)
+        await world.start(0, 1, 2)
+        await world.committed(2, within_s=10)
+        reply = await world[0].merger._answer(
+            peer_named(1), replace(promise, ballot=Ballot(attempt=6, proposer=peer_named(1)))
+        )
+        assert reply == Outbid(ballot=promise.ballot)
         world.check_agreement()
 
 
