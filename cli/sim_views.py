@@ -255,7 +255,8 @@ def scenarios_table(scenarios: Sequence[Scenario]) -> Table:
 def _figures_table(expect: Sequence[ExpectSpec], results: Sequence[SeedResult]) -> Table:
     several = len(results) > 1
     columns = ["", "median", "lowest", "highest"] if several else ["", "value"]
-    table = _table(*columns, "must be", "", right=columns[1:])
+    table = _table(*columns, "must be", right=columns[1:])
+    table.add_column(no_wrap=True, overflow="ellipsis")  # words, which a narrow terminal cuts short
     bounds = {expected.metric: expected for expected in expect}
     for name in _names(results):
         values = _values(results, name)
