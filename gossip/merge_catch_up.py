@@ -8,7 +8,7 @@ kept, has to take the oldest record that is still to be had at its word.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
@@ -32,7 +32,7 @@ class MergeCatchUp:
         *,
         chain: MergeChain,
         run: bytes,
-        fragments: int,
+        fragment_bytes: Sequence[int],
         signer: Signer,
         limits: Limits,
         ask: Callable[[PeerId, WantRecord], Awaitable[MergeReply]],
@@ -41,7 +41,7 @@ class MergeCatchUp:
     ) -> None:
         self._chain = chain
         self._run = run
-        self._fragments = fragments
+        self._fragment_bytes = fragment_bytes
         self._signer = signer
         self._limits = limits
         self._ask = ask
@@ -105,10 +105,10 @@ class MergeCatchUp:
             behind = branch[-1].record.height - (self._chain.link.height - 1)
             if not self._chain.link.is_genesis and behind < self._limits.merge_records_kept:
                 raise GossamerError("the branch is not held as far back as it leaves ours")
-            check_rootless(branch[0], self._run, self._fragments, self._signer)
+            check_rootless(branch[0], self._run, self._fragment_bytes, self._signer)
         for committed in branch:
             if link is not None:
-                check_committed(committed, link, self._fragments, self._signer)
+                check_committed(committed, link, self._fragment_bytes, self._signer)
             link = Link.after(committed.record)
             await trio.lowlevel.checkpoint()  # Checking signatures takes a while.
         assert link is not None

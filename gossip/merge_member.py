@@ -76,7 +76,7 @@ class MergeMember:
         host: MergeHost,
         signer: Signer,
         disk: Disk,
-        fragments: int,
+        fragment_bytes: Sequence[int],
         merge_period_s: float,
         limits: Limits,
         heard: Callable[[Ballot], None],
@@ -90,7 +90,7 @@ class MergeMember:
         self._signer = signer
         self._local = signer.peer
         self._disk = disk
-        self._fragments = fragments
+        self._fragment_bytes = fragment_bytes
         self._merge_period_s = merge_period_s
         self._limits = limits
         self._heard = heard
@@ -208,9 +208,9 @@ class MergeMember:
         own = self._contributions.get(link.parent)
         if own is None or own not in request.contributors:
             raise CallRefused("not-planned", "the plan does not contain what this owner offered")
-        check_contributions(link.run, link.parent, request.contributors, self._fragments, self._signer)
+        check_contributions(link.run, link.parent, request.contributors, self._fragment_bytes, self._signer)
         self._heard(request.ballot)
-        return await self._work.sum_owned(request, own)
+        return await self._work.sum_owned(request)
 
     async def _on_accept(self, peer: PeerId, request: MergeAccept) -> Acknowledgement | Outbid | Elsewhere:
         link, record = self._chain.link, request.record
@@ -221,7 +221,7 @@ class MergeMember:
         promised = self._acceptor(link).promised
         if promised is not None and request.ballot < promised:
             return Outbid(ballot=promised)
-        check_record(record, link, self._fragments, self._signer)
+        check_record(record, link, self._fragment_bytes, self._signer)
         # A record proposed again was judged by its first acceptors; who was absent then may be back by now.
         if record.ballot == request.ballot:
             self._check_absent(record.absent)
@@ -239,7 +239,7 @@ class MergeMember:
     async def _on_commit(self, peer: PeerId, committed: CommittedRecord) -> None:
         link = self._chain.link
         if committed.record.parent == link.parent:
-            check_committed(committed, link, self._fragments, self._signer)
+            check_committed(committed, link, self._fragment_bytes, self._signer)
             await self._extend([committed])
         else:
             self._hint(peer, record_hash(committed.record))

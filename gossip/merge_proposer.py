@@ -119,7 +119,7 @@ class Proposal:
         point: int,
         alive: Collection[PeerId],
         absent: Collection[PeerId],
-        fragments: int,
+        fragment_bytes: Sequence[int],
         replicas: int,
         pace: MergePace,
         signer: Signer,
@@ -129,7 +129,7 @@ class Proposal:
         self._point = point
         self._alive = frozenset(alive)
         self._absent = sorted(absent)
-        self._fragments = fragments
+        self._fragment_bytes = fragment_bytes
         self._replicas = replicas
         self._pace = pace
         self._signer = signer
@@ -234,11 +234,11 @@ class Proposal:
         if offer.contribution is not None:
             _require(offer.contribution.peer == peer, "a contribution in another peer's name")
             check_contributions(
-                self._link.run, self._link.parent, [offer.contribution], self._fragments, self._signer
+                self._link.run, self._link.parent, [offer.contribution], self._fragment_bytes, self._signer
             )
         if offer.accepted is not None:
             _require(offer.accepted.ballot < self._ballot, "a record accepted in the future")
-            check_record(offer.accepted.record, self._link, self._fragments, self._signer)
+            check_record(offer.accepted.record, self._link, self._fragment_bytes, self._signer)
             self._accepted[peer] = offer.accepted
         if offer.contribution is not None and peer not in self._absent:
             self._offers[peer] = offer.contribution
@@ -259,10 +259,10 @@ class Proposal:
             return self._fail("nobody's weights could be had")
         self._phase = "planning"
         self._stage += 1
-        self._sums = {fragment: {} for fragment in range(self._fragments)}
+        self._sums = {fragment: {} for fragment in range(len(self._fragment_bytes))}
         self._missing.clear()
         names = [contribution.peer for contribution in self._contributors]
-        self._owners = owners(self._link.parent, names, self._fragments, self._replicas)
+        self._owners = owners(self._link.parent, names, len(self._fragment_bytes), self._replicas)
         self._awaited = {owner for per_fragment in self._owners for owner in per_fragment}
         wait_s = self._pace.transfer_s(
             max(sum(ref.size for ref in contribution.inputs) for contribution in self._contributors)
@@ -279,8 +279,10 @@ class Proposal:
         contributors = {contribution.peer for contribution in self._contributors}
         _require(contributors.issuperset(results.missing), "a stranger reported missing")
         for result in results.results:
-            owned = result.fragment < self._fragments and owner in self._owners[result.fragment]
+            owned = result.fragment < len(self._fragment_bytes) and owner in self._owners[result.fragment]
             _require(owned, "a result for another owner's fragment")
+            if result.shard.size != self._fragment_bytes[result.fragment]:
+                raise RecordRefused("shape", f"a sum of fragment {result.fragment} of the wrong size")
         self._missing |= {(owner, PeerId(peer)) for peer in results.missing if peer != owner}
         for result in results.results:
             self._sums[result.fragment][owner] = result.shard
@@ -312,7 +314,7 @@ class Proposal:
     def _propose_sums(self) -> list[Effect]:
         results = [
             self._settled.get(fragment) or next(iter(self._sums[fragment].values()))
-            for fragment in range(self._fragments)
+            for fragment in range(len(self._fragment_bytes))
         ]
         names = [contribution.peer for contribution in self._contributors]
         record = MergeRecord(

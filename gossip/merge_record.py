@@ -185,13 +185,22 @@ def sign_acknowledgement(signer: Signer, record: MergeRecord, ballot: Ballot) ->
 
 
 def check_contributions(
-    run: bytes, parent: bytes, contributions: Sequence[SignedContribution], fragments: int, signer: Signer
+    run: bytes,
+    parent: bytes,
+    contributions: Sequence[SignedContribution],
+    fragment_bytes: Sequence[int],
+    signer: Signer,
 ) -> None:
-    """Raise RecordRefused unless each contribution is its author's, for this link, and they are sorted by peer."""
+    """Raise RecordRefused unless each contribution is its author's, for this link and model, and all are in order.
+
+    ``fragment_bytes``: how long the wire form of each fragment is.
+    """
     _check_ascending([contribution.peer for contribution in contributions], "contributors")
     for contribution in contributions:
         _require(
-            len(contribution.inputs) == fragments, "shape", "a contribution of the wrong number of fragments"
+            [ref.size for ref in contribution.inputs] == list(fragment_bytes),
+            "shape",
+            "a contribution of another shape than the model's",
         )
         claim = _contribution_claim(run, parent, contribution)
         genuine = signer.verify(
@@ -200,13 +209,13 @@ def check_contributions(
         _require(genuine, "signature", f"a contribution that {contribution.peer} did not sign")
 
 
-def check_record(record: MergeRecord, link: Link, fragments: int, signer: Signer) -> None:
+def check_record(record: MergeRecord, link: Link, fragment_bytes: Sequence[int], signer: Signer) -> None:
     """Raise RecordRefused unless ``record`` follows every rule that can be checked from ``link`` alone."""
     _require(record.run == link.run, "wrong-run", "a record of another run")
     _require(record.parent == link.parent, "malformed", "a record with another parent")
     _require(record.height == link.height, "malformed", "a record at the wrong height")
     _require(record.point >= link.point, "malformed", "a record that goes back to an earlier merge point")
-    _require(len(record.results) == fragments, "shape", "a record of the wrong number of fragments")
+    _check_results(record, fragment_bytes)
     contributors = [contribution.peer for contribution in record.contributors]
     total = link.participants_total + len(contributors)
     _require(record.participants_total == total, "malformed", "a record that miscounts its participants")
@@ -220,15 +229,14 @@ def check_record(record: MergeRecord, link: Link, fragments: int, signer: Signer
         "malformed",
         "a record with a wrong roster",
     )
-    check_contributions(record.run, record.parent, record.contributors, fragments, signer)
-    for fragment, result in enumerate(record.results):
-        sizes = {contribution.inputs[fragment].size for contribution in record.contributors}
-        _require(sizes == {result.size}, "shape", f"inputs and result of fragment {fragment} differ in size")
+    check_contributions(record.run, record.parent, record.contributors, fragment_bytes, signer)
 
 
-def check_committed(committed: CommittedRecord, link: Link, fragments: int, signer: Signer) -> None:
+def check_committed(
+    committed: CommittedRecord, link: Link, fragment_bytes: Sequence[int], signer: Signer
+) -> None:
     """Raise RecordRefused unless ``committed`` proves that a quorum decided ``link`` for its record."""
-    check_record(committed.record, link, fragments, signer)
+    check_record(committed.record, link, fragment_bytes, signer)
     members = electorate(committed.record, link)
     acknowledged = {PeerId(acknowledgement.peer) for acknowledgement in committed.acknowledgements}
     _require(acknowledged <= members, "malformed", "an acknowledgement by a member without a voice")
@@ -236,7 +244,9 @@ def check_committed(committed: CommittedRecord, link: Link, fragments: int, sign
     _check_acknowledgements(committed, signer)
 
 
-def check_rootless(committed: CommittedRecord, run: bytes, fragments: int, signer: Signer) -> None:
+def check_rootless(
+    committed: CommittedRecord, run: bytes, fragment_bytes: Sequence[int], signer: Signer
+) -> None:
     """Raise RecordRefused unless ``committed``, whose parent is out of reach, is at least consistent in itself.
 
     All a newcomer can check of the oldest record that anyone still keeps: signatures, order and counts. That
@@ -245,9 +255,9 @@ def check_rootless(committed: CommittedRecord, run: bytes, fragments: int, signe
     record = committed.record
     _require(record.height > 1, "malformed", "a first record that does not start at genesis")
     _require(record.run == run, "wrong-run", "a record of another run")
-    _require(len(record.results) == fragments, "shape", "a record of the wrong number of fragments")
+    _check_results(record, fragment_bytes)
     _check_ascending([entry.peer for entry in record.roster], "roster")
-    check_contributions(record.run, record.parent, record.contributors, fragments, signer)
+    check_contributions(record.run, record.parent, record.contributors, fragment_bytes, signer)
     _check_acknowledgements(committed, signer)
 
 
@@ -280,6 +290,11 @@ def _contribution_claim(run: bytes, parent: bytes, contribution: Contribution) -
 
 def _acknowledgement_claim(run: bytes, record: bytes, ballot: Ballot) -> bytes:
     return encode(AcknowledgementClaim(run=run, record=record, ballot=ballot))
+
+
+def _check_results(record: MergeRecord, fragment_bytes: Sequence[int]) -> None:
+    sizes = [ref.size for ref in record.results]
+    _require(sizes == list(fragment_bytes), "shape", "a record of another shape than the model's")
 
 
 def _check_ascending(peers: Sequence[str], what: str) -> None:

@@ -7,7 +7,7 @@ shards with names.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 import trio
@@ -82,10 +82,8 @@ class MergeWork:
         fragments: int,
         replicas: int,
         limits: Limits,
-        note: Callable[[PeerId, str, str], None],
     ) -> None:
         self._local = local
-        self._note = note
         self._host = host
         self._fragments = fragments
         self._replicas = replicas
@@ -98,8 +96,8 @@ class MergeWork:
         """The link is decided: its sums are of no more use."""
         self._sums.clear()
 
-    async def sum_owned(self, plan: MergePlan, own: Contribution) -> MergeResults:
-        """Sum the fragments that are ours under ``plan``; ``own`` is what this node contributes to it."""
+    async def sum_owned(self, plan: MergePlan) -> MergeResults:
+        """Sum the fragments that are ours under ``plan``, which was checked."""
         self._summing.cancel()  # A proposer that plans anew does not wait for the old plan any more.
         names = [contribution.peer for contribution in plan.contributors]
         owned = [
@@ -111,17 +109,7 @@ class MergeWork:
         missing: set[PeerId] = set()
 
         async def sum_one(fragment: int) -> None:
-            expected = own.inputs[fragment].size
-            misshapen = [c for c in plan.contributors if c.inputs[fragment].size != expected]
-            for contribution in misshapen:
-                missing.add(PeerId(contribution.peer))
-                size = contribution.inputs[fragment].size
-                self._note(
-                    PeerId(contribution.peer), "shape", f"an input of {size} bytes, expected {expected}"
-                )
-            result = (
-                None if misshapen else await self._sum(fragment, plan.contributors, plan.timeout_s, missing)
-            )
+            result = await self._sum(fragment, plan.contributors, plan.timeout_s, missing)
             if result is not None:
                 results.append(FragmentResult(fragment=fragment, shard=result))
 

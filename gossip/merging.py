@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 import trio
@@ -85,7 +85,7 @@ class Merger:
         run: bytes,
         disk: Disk,
         host: MergeHost,
-        fragments: int,
+        fragment_bytes: Sequence[int],
         replicas: int,
         merge_period_s: float,
         limits: Limits,
@@ -97,7 +97,7 @@ class Merger:
         self._signer = signer
         self._local = signer.peer
         self._host = host
-        self._fragments = fragments
+        self._fragment_bytes = fragment_bytes
         self._replicas = replicas
         self._limits = limits
         self._note = note
@@ -109,7 +109,7 @@ class Merger:
         self._catch_up = MergeCatchUp(
             chain=self._chain,
             run=run,
-            fragments=fragments,
+            fragment_bytes=fragment_bytes,
             signer=signer,
             limits=limits,
             ask=partial(self._request, timeout_s=limits.call_timeout_s),
@@ -117,7 +117,7 @@ class Merger:
             note=note,
         )
         self._work = MergeWork(
-            local=self._local, host=host, fragments=fragments, replicas=replicas, limits=limits, note=note
+            local=self._local, host=host, fragments=len(fragment_bytes), replicas=replicas, limits=limits
         )
         self._member = MergeMember(
             chain=self._chain,
@@ -125,7 +125,7 @@ class Merger:
             host=host,
             signer=signer,
             disk=disk,
-            fragments=fragments,
+            fragment_bytes=fragment_bytes,
             merge_period_s=merge_period_s,
             limits=limits,
             heard=self._heard,
@@ -263,7 +263,7 @@ class Merger:
             point=self._turns.point(link),
             alive=alive,
             absent=self._member.absent(link.voters(absent=()) - alive),
-            fragments=self._fragments,
+            fragment_bytes=self._fragment_bytes,
             replicas=self._replicas,
             pace=self._pace,
             signer=self._signer,

@@ -26,11 +26,12 @@ from node.compute import Compute
 from node.costs import Costs
 from p2p.errors import GossamerError
 from p2p.transport import PeerId
+from training.layout import ParameterLayout
 from training.learner import Learner
 from training.merge_math import weighted_average
 from training.mixing import BEGINNER_TOKENS_SHARE, Refused, check_peer_values
 from training.run_spec import Wire
-from training.wire import decode_values, encode_values
+from training.wire import ELEMENT_BYTES, decode_values, encode_values
 
 log = structlog.get_logger()
 
@@ -257,6 +258,11 @@ class NodeMergeHost:
         self._pinned_results.append(owner)
         while len(self._pinned_results) > MERGES_KEPT:
             await self._store.release(self._pinned_results.popleft())
+
+
+def contribution_bytes(layout: ParameterLayout) -> list[int]:
+    """How long each fragment of a contribution, and of a merge's result, is."""
+    return [layout.fragment_size(f) * ELEMENT_BYTES[WIRE] for f in range(layout.fragments)]
 
 
 def _inputs(parent: bytes) -> str:

@@ -32,7 +32,7 @@ from gossip.store import ShardStore
 from node.checkpoints import Checkpointer, Checkpoints
 from node.exchange import Exchanger, Partner
 from node.life import NodeState
-from node.merge_host import Adoption, NodeMergeHost
+from node.merge_host import Adoption, NodeMergeHost, contribution_bytes
 from node.merges import Merges
 from node.rounds import AwaitFinalMerge, Exchange, Finished, MemberProgress, Rounds, Train
 from node.runtime import Runtime
@@ -147,7 +147,7 @@ class Node:
             run=self.run_id,
             disk=disk,
             host=self.merge_host,
-            fragments=trainer.layout.fragments,
+            fragment_bytes=contribution_bytes(trainer.layout),
             replicas=spec.merge.replicas,
             merge_period_s=spec.merge.period_s,
             limits=limits,

@@ -61,6 +61,8 @@ class IntegerHost:
         self.refuses: set[PeerId] = set()
         self.lies_about: set[int] = set()
         """Fragments that this host sums wrongly."""
+        self.shard_bytes = 16
+        """Another number is another model."""
         self.full = False
         """Nothing more fits on the disk."""
 
@@ -116,7 +118,7 @@ class IntegerHost:
         """Store one integer."""
         if self.full:
             raise OSError(errno.ENOSPC, "No space left on device")
-        data = value.to_bytes(16, "big")
+        data = value.to_bytes(self.shard_bytes, "big")
         root = blake3(data).digest()
         self.member.shards[root] = data
         return ShardRef(root=root, size=len(data))
@@ -180,7 +182,7 @@ class Member:
                 run=RUN,
                 disk=self.disk,
                 host=self.numbers,
-                fragments=FRAGMENTS,
+                fragment_bytes=[16] * FRAGMENTS,
                 replicas=self.world.replicas,
                 merge_period_s=PERIOD_S,
                 limits=LIMITS,

@@ -34,6 +34,7 @@ from tests.gossip.merge_world import CheapSigner, peer_named
 from tests.gossip.world import OTHER_RUN, RUN
 
 FRAGMENTS = 2
+SHAPE = [100] * FRAGMENTS
 PEERS = [peer_named(number) for number in range(5)]
 ANY = CheapSigner(PEERS[0])
 """Checks everybody's signatures."""
@@ -110,10 +111,10 @@ def test_two_quorums_always_share_a_member(count):
 
 
 def test_a_good_chain_verifies():
-    check_record(FIRST, GENESIS, FRAGMENTS, ANY)
-    check_committed(committed(FIRST, PEERS[1:4]), GENESIS, FRAGMENTS, ANY)
-    check_committed(committed(SECOND, PEERS[:3]), SECOND_LINK, FRAGMENTS, ANY)
-    check_rootless(committed(SECOND, PEERS[:3]), RUN, FRAGMENTS, ANY)
+    check_record(FIRST, GENESIS, SHAPE, ANY)
+    check_committed(committed(FIRST, PEERS[1:4]), GENESIS, SHAPE, ANY)
+    check_committed(committed(SECOND, PEERS[:3]), SECOND_LINK, SHAPE, ANY)
+    check_rootless(committed(SECOND, PEERS[:3]), RUN, SHAPE, ANY)
 
 
 FORGERIES = {
@@ -157,7 +158,7 @@ FORGERIES = {
 @pytest.mark.parametrize("forgery", FORGERIES)
 def test_a_record_that_breaks_a_rule_is_refused(forgery):
     with pytest.raises(RecordRefused):
-        check_record(replace(SECOND, **FORGERIES[forgery]), SECOND_LINK, FRAGMENTS, ANY)
+        check_record(replace(SECOND, **FORGERIES[forgery]), SECOND_LINK, SHAPE, ANY)
 
 
 GOOD = committed(SECOND, PEERS[:3])
@@ -184,15 +185,15 @@ CERTIFICATES = {
 @pytest.mark.parametrize("forgery", CERTIFICATES)
 def test_a_certificate_that_proves_no_decision_is_refused(forgery):
     with pytest.raises(RecordRefused):
-        check_committed(CERTIFICATES[forgery], SECOND_LINK, FRAGMENTS, ANY)
+        check_committed(CERTIFICATES[forgery], SECOND_LINK, SHAPE, ANY)
 
 
 def test_a_record_out_of_reach_of_its_parent_is_checked_in_itself():
     for forgery in (CERTIFICATES["a forged voice"], committed(FIRST, PEERS[:3])):
         with pytest.raises(RecordRefused):
-            check_rootless(forgery, RUN, FRAGMENTS, ANY)
+            check_rootless(forgery, RUN, SHAPE, ANY)
     with pytest.raises(RecordRefused):
-        check_rootless(GOOD, OTHER_RUN, FRAGMENTS, ANY)
+        check_rootless(GOOD, OTHER_RUN, SHAPE, ANY)
 
 
 def test_ranking_changes_with_the_parent():

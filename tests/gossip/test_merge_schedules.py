@@ -7,6 +7,7 @@ restart with what they had written. Sums are stood in for by names, because noth
 
 from __future__ import annotations
 
+import itertools
 import random
 from dataclasses import dataclass, field
 
@@ -22,7 +23,9 @@ from gossip.merge_record import (
     Link,
     check_committed,
     check_record,
+    electorate,
     owners,
+    quorum,
     record_hash,
     sign_acknowledgement,
     sign_contribution,
@@ -48,6 +51,7 @@ from tests.gossip.test_merge_record import FIRST, PEERS, record_on
 from tests.gossip.world import RUN
 
 FRAGMENTS = 2
+SHAPE = [8] * FRAGMENTS
 LINKS = {"genesis": Link.genesis(RUN), "later": Link.after(record_on(Link.genesis(RUN), PEERS, PEERS))}
 
 
@@ -95,7 +99,7 @@ class Peer:
                     ]
                     return MergeResults(results=results, missing=[])
                 case MergeAccept():
-                    check_record(request.record, self.link, FRAGMENTS, CheapSigner(self.name))
+                    check_record(request.record, self.link, SHAPE, CheapSigner(self.name))
                     state, outbid = accept(
                         self.state, AcceptedRecord(ballot=request.ballot, record=request.record)
                     )
@@ -113,13 +117,18 @@ class Peer:
         self.state = decode(encode(state), AcceptorState, bytes_max=1 << 20)
 
 
-def decided_under(link: Link, count: int, seed: int, loss: float, *, forgetful: bool = False) -> set[bytes]:
-    """The records decided on ``link`` by ``count`` members with the luck of ``seed``."""
+def decided_under(
+    link: Link, count: int, seed: int, loss: float, *, forgetful: bool = False, wavering: bool = False
+) -> dict[bytes, frozenset[str]]:
+    """The records decided on ``link`` by ``count`` members with the luck of ``seed``, and who decided each.
+
+    ``wavering``: each attempt takes up to two other members for absent.
+    """
     rng = random.Random(seed)
     names = [peer_named(number) for number in range(count)]
     peers = {name: Peer(name, link, forgetful=forgetful) for name in names}
     bag = []
-    decided = set()
+    decided = {}
 
     def perform(peer, proposal, effects):
         for effect in effects:
@@ -127,8 +136,9 @@ def decided_under(link: Link, count: int, seed: int, loss: float, *, forgetful: 
                 case Ask():
                     bag.append(("request", peer, proposal, effect))
                 case Concluded():
-                    check_committed(effect.committed, link, FRAGMENTS, CheapSigner(names[0]))
-                    decided.add(record_hash(effect.committed.record))
+                    check_committed(effect.committed, link, SHAPE, CheapSigner(names[0]))
+                    record = effect.committed.record
+                    decided[record_hash(record)] = electorate(record, link)
                     peer.proposal = None
                 case Failed():
                     peer.proposal = None
@@ -138,13 +148,14 @@ def decided_under(link: Link, count: int, seed: int, loss: float, *, forgetful: 
         peer = peers[rng.choice(names)]
         if luck < 0.04:
             met = peer.state.promised.attempt if peer.state.promised else -1
+            others = [name for name in names if name != peer.name]
             peer.proposal = Proposal(
                 link=link,
                 ballot=Ballot(attempt=met + 1, proposer=peer.name),
                 point=1,
                 alive=names,
-                absent=[],
-                fragments=FRAGMENTS,
+                absent=rng.sample(others, rng.randint(0, 2)) if wavering else [],
+                fragment_bytes=SHAPE,
                 replicas=1,
                 pace=MergePace(Limits()),
                 signer=CheapSigner(peer.name),
@@ -188,6 +199,14 @@ def decided_under(link: Link, count: int, seed: int, loss: float, *, forgetful: 
 def test_one_link_is_never_decided_twice(link, count, seed, loss):
     # The electorate of the later link is always the same five; at genesis it is whoever takes part.
     assert len(decided_under(LINKS[link], count if link == "genesis" else 5, seed, loss)) <= 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 1 << 32), loss=st.sampled_from([0.0, 0.05, 0.3]))
+def test_two_records_are_decided_only_where_their_quorums_need_not_meet(seed, loss):
+    decided = decided_under(LINKS["later"], 5, seed, loss, wavering=True)
+    for one, other in itertools.combinations(decided.values(), 2):
+        assert quorum(one) + quorum(other) <= len(one | other)
 
 
 def test_the_schedules_do_decide():

@@ -314,6 +314,26 @@ async def test_a_lying_owner_is_outvoted_by_the_sums_themselves(autojump_clock):
         assert (peer_named(liar), "equivocation") in world[proposer_of(world, genesis_hash(RUN))].offences
 
 
+@pytest.mark.parametrize("liar", range(4))
+async def test_inputs_of_another_size_cost_nobody_but_their_author(liar, autojump_clock):
+    async with open_world(4) as world:
+        world[liar].numbers.shard_bytes = 17
+        honest = [n for n in range(4) if n != liar]
+        told = liar != proposer_of(
+            world
+        )  # Whoever proposes first finds fault with the others, and gets nowhere.
+        world.due(1)
+        with trio.fail_after(30):
+            for n in honest:
+                await world[n].merger.wait_committed(1)
+        assert [c.peer for c in world[honest[0]].merger.head_record.record.contributors] == [
+            peer_named(n) for n in honest
+        ]
+        for n in honest:
+            assert {peer for peer, _ in world[n].offences} <= {peer_named(liar)}
+        assert told <= any((peer_named(liar), "shape") in world[n].offences for n in honest)
+
+
 async def test_inputs_that_the_host_refuses_are_left_out(autojump_clock):
     async with open_world(4) as world:
         for member in world.up:
