@@ -29,8 +29,8 @@ def digits() -> LabelledData:
     except ImportError as error:
         raise GossamerError(
             "the digits are not here",
-            why="they come with scikit-learn, which gossamer itself does not need",
-            fix="pip install scikit-learn",
+            why="they come with scikit-learn, which only experiments need",
+            fix="pip install 'gossamer[research]'",
         ) from error
     found = load_digits()
     return LabelledData.of(Examples((found.data / 16).astype(np.float32), found.target.astype(np.int64)))

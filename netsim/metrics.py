@@ -16,6 +16,7 @@ import torch
 import trio
 
 from gossip.messages import CommittedRecord
+from netsim.learning import Learning
 from netsim.results import Sample
 from netsim.world import Machine, World
 from node.node import Node
@@ -70,6 +71,10 @@ class Metrics:
     _last_sample_s: float = 0.0
     _bytes_last: int = 0
     _bytes_per_s_peak: float = 0.0
+    _learning: Learning = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._learning = Learning(self.world)
 
     # --- what the world tells ---------------------------------------------------------------------------------
 
@@ -79,12 +84,14 @@ class Metrics:
         assert node is not None
         if machine.number >= self.founders and machine.honest and machine.number not in self._newcomers:
             self._newcomers[machine.number] = _Newcomer(trio.current_time(), len(self.commits))
+        self._learning.started(machine)
         due, adopt = node.merger.due, node.merge_host.adopt
 
         @functools.wraps(due)
         def watched_due(point: int) -> None:
             if point not in self._merges:
                 self._merges[point] = _Merge(trio.current_time(), self._members())
+                self._learning.merge_due()
             due(point)
 
         @functools.wraps(adopt)
@@ -146,6 +153,7 @@ class Metrics:
             self._bytes_per_s_peak = max(self._bytes_per_s_peak, rate)
             self._up_s += elapsed_s * len(up)
         self._last_sample_s, self._bytes_last = now_s, sum(bytes_sent)
+        lesson = self._learning.sample(self._mixes_per_node())
         return Sample(
             seed=seed,
             variant=variant,
@@ -157,7 +165,15 @@ class Metrics:
             dispersion=dispersion([node.trainer.read() for node in up]),
             height=[node.merger.head_height if node else None for node in nodes],
             bytes_sent=bytes_sent,
+            accuracy=lesson.accuracy if lesson else [],
+            merged_accuracy=lesson.merged_accuracy if lesson else None,
+            variance_ratio=lesson.variance_ratio if lesson else None,
         )
+
+    def _mixes_per_node(self) -> float:
+        """Of the time that machines were up: as many as one that was always up would have."""
+        mixes = self._mixes + sum(machine.node.exchanger.mixes for machine in self.world.up() if machine.node)
+        return mixes * trio.current_time() / max(self._up_s, 1e-9)
 
     def _loss(self, node: Node) -> float | None:
         loss = node.trainer.evaluate() if self.exact_loss else node.loss
@@ -189,11 +205,11 @@ class Metrics:
             "join_rounds_max": float(max(self._join_rounds(), default=0)),
             "bytes_per_node": sum(machine.bytes_sent for machine in machines) / len(machines),
             "bytes_per_s_peak": self._bytes_per_s_peak,
-            "mixes_per_node": mixes * now_s / node_s,
+            "mixes_per_node": self._mixes_per_node(),
             "mix_failure_share": failed / max(1, mixes + failed),
             "up_share": node_s / (len(machines) * max(now_s, 1e-9)),
             "deliveries_per_node_s": self.world.network.deliveries / node_s,
-        }
+        } | self._learning.summary()
 
     def _join_rounds(self) -> list[int]:
         """Of each newcomer that is up or has contributed; who has not yet counts with the commits it has seen."""

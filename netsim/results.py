@@ -24,6 +24,13 @@ METRICS = {
     "final_loss": "loss at the end, mean of the nodes that are up",
     "loss_spread": "highest loss at the end, less the lowest",
     "dispersion": "distance of the nodes' weights from their mean, relative, at the end",
+    "local_accuracy": "accuracy of the nodes, mean, before the last merge or at the end",
+    "merged_accuracy": "accuracy of the plain average of their weights at that moment",
+    "final_accuracy": "accuracy of the nodes at the end, mean",
+    "steps_to_80": "steps until the nodes' mean accuracy was 80 %",
+    "variance_ratio_min": "variance of a layer's weights over that at first, the smallest of all layers",
+    "contraction": "factor per mix by which the nodes' distance from their mean shrinks",
+    "mean_drift": "how far mixing moved their mean, in standard deviations of a mean of so many",
     "commits": "merges committed",
     "merges_due": "merges that came due",
     "commit_share": "due merges committed with 90 % of the members that lived through them",
@@ -75,6 +82,12 @@ class Sample(_Line, frozen=True, kw_only=True, tag="sample"):
     """Committed merges each node knows of."""
     bytes_sent: list[int]
     """Payload bytes of each machine since the beginning, over all its lives."""
+    accuracy: list[float | None] = []
+    """On the examples that all hold out; empty where there are no labelled examples."""
+    merged_accuracy: float | None = None
+    """Of the plain average of all live weights."""
+    variance_ratio: float | None = None
+    """Variance of a layer's weights over that at the beginning: the smallest of all layers, mean over the nodes."""
 
 
 class Event(_Line, frozen=True, kw_only=True, tag="event"):

@@ -77,6 +77,8 @@ class LearnerSpec(_Section, frozen=True, kw_only=True):
     """Standard deviation of each element of its gradients."""
     heterogeneity: Amount = 1.0
     """How far apart the machines' own optima lie."""
+    learning_rate: Annotated[float, Meta(gt=0, lt=2)] = 0.05
+    """Of the quadratic's descent; next to nothing where only what mixing does is of interest."""
     dataset: Literal["", "digits"] = ""
     """For ``torch`` with labelled data: what the machines share among them."""
     dirichlet: Amount = 0.0

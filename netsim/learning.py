@@ -1,0 +1,153 @@
+"""What learning and mixing come to, beyond a loss: accuracies, the average nobody holds yet, and the spread of weights.
+
+Owns these figures of one simulation; ``netsim.metrics`` asks for them at every sample and at the end. Looks at learners
+from outside and changes nothing about them. Accuracies exist where labelled examples are learned from, the contraction
+where no merge is scheduled, so that only mixing draws nodes together.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from netsim.world import Machine, World
+from node.node import Node
+from training.trainer import Trainer
+
+GOAL = 0.8
+"""The accuracy whose first time is told (``steps_to_80``)."""
+
+DEVIATION_MIN = 1e-5
+"""A deviation below this share of the first one has met the rounding of fp32."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lesson:
+    """What a swarm that learns from labelled examples knows at one moment."""
+
+    accuracy: list[float | None]
+    """Of each machine, on what all of them hold out; None where it is off."""
+    merged_accuracy: float
+    """Of the plain average of all live weights, which nobody need hold."""
+    variance_ratio: float
+    """Variance of a layer's weights over that at the beginning: the smallest of all layers, mean over the nodes."""
+
+    @property
+    def local_accuracy(self) -> float:
+        """Mean over the machines that are up."""
+        return statistics.fmean(value for value in self.accuracy if value is not None)
+
+
+@dataclass(slots=True)
+class Learning:
+    """Watches one world."""
+
+    world: World
+    _beginnings: dict[int, list[float]] = field(default_factory=dict)
+    """By machine: the variance of each weight tensor when its first process was built."""
+    _steps_to_goal: float = math.nan
+    _at_merge: Lesson | None = None
+    """As it was when the last merge came due."""
+    _first: tuple[Tensor, float] | None = None
+    """Mean weights and deviation at the last sample before the first mix."""
+    _last: tuple[Tensor, float, float] | None = None
+    """Mean weights, deviation and mixes per node at the last sample above rounding."""
+
+    def started(self, machine: Machine) -> None:
+        """A process was built."""
+        assert machine.node is not None
+        if machine.number not in self._beginnings and _labelled(machine.node):
+            self._beginnings[machine.number] = _variances(machine.node)
+
+    def merge_due(self) -> None:
+        """A scheduled merge has come due and changed nothing yet."""
+        self._at_merge = self._look()
+
+    def sample(self, mixes_per_node: float) -> Lesson | None:
+        """The swarm now, after so many mixes; None where accuracy means nothing, or nobody is up."""
+        lesson = self._look()
+        if lesson is not None and math.isnan(self._steps_to_goal) and lesson.local_accuracy >= GOAL:
+            self._steps_to_goal = statistics.fmean(node.trainer.step for node in self._up())
+        if not self.world.spec.merge.points:
+            self._follow(mixes_per_node)
+        return lesson
+
+    def summary(self) -> dict[str, float]:
+        """Figures by name; those that make no sense here are missing."""
+        figures: dict[str, float] = {}
+        if (end := self._look()) is not None:
+            before_merge = self._at_merge or end
+            figures |= {
+                "local_accuracy": before_merge.local_accuracy,
+                "merged_accuracy": before_merge.merged_accuracy,
+                "final_accuracy": end.local_accuracy,
+                "steps_to_80": self._steps_to_goal,
+                "variance_ratio_min": before_merge.variance_ratio,
+            }
+        if self._first is not None and self._last is not None:
+            (mean_first, first), (mean, last, mixes) = self._first, self._last
+            unit = first / math.sqrt(len(self._up()))
+            figures |= {
+                "contraction": (last / first) ** (1 / mixes),
+                "mean_drift": float((mean - mean_first).norm()) / unit,
+            }
+        return figures
+
+    def _up(self) -> list[Node]:
+        return [machine.node for machine in self.world.up() if machine.node is not None]
+
+    def _mean_model(self) -> tuple[Tensor, float]:
+        """The mean of all live weights, in fp64, and the root mean square distance from it."""
+        models = torch.stack([node.trainer.read() for node in self._up()]).double()
+        mean = models.mean(dim=0)
+        return mean, float((models - mean).square().sum(dim=1).mean().sqrt())
+
+    def _look(self) -> Lesson | None:
+        nodes = [machine.node for machine in self.world.machines]
+        up = self._up()
+        if not up or not all(map(_labelled, up)):
+            return None
+        mean, _ = self._mean_model()
+        ratios = [
+            min(now / first for now, first in zip(_variances(node), self._beginnings[number], strict=True))
+            for number, node in enumerate(nodes)
+            if node is not None
+        ]
+        return Lesson(
+            accuracy=[None if node is None else _trainer(node).accuracy() for node in nodes],
+            merged_accuracy=_trainer(up[0]).accuracy(mean.float()),
+            variance_ratio=statistics.fmean(ratios),
+        )
+
+    def _follow(self, mixes_per_node: float) -> None:
+        """Keep where mixing began, and the last moment before rounding is all there is to see."""
+        if len(self._up()) < 2:
+            return
+        mean, deviation = self._mean_model()
+        if not mixes_per_node:
+            self._first = mean, deviation
+        elif self._first is not None and deviation > DEVIATION_MIN * self._first[1]:
+            self._last = mean, deviation, mixes_per_node
+
+
+def _labelled(node: Node) -> bool:
+    return isinstance(node.trainer, Trainer) and node.trainer.unit == "example"
+
+
+def _trainer(node: Node) -> Trainer:
+    assert isinstance(node.trainer, Trainer)
+    return node.trainer
+
+
+def _variances(node: Node) -> list[float]:
+    """Of each weight tensor, in layout order."""
+    weights = node.trainer.read()
+    return [
+        float(weights[span.start : span.stop].double().var(correction=0))
+        for span in node.trainer.layout.spans
+        if span.kind == "weight"
+    ]
