@@ -6,6 +6,7 @@ many seeds as one. Reads line by line and keeps no more than it draws. Nothing h
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -80,11 +81,15 @@ class _Moment:
 
     losses: list[float] = field(default_factory=list)
     """Of every node of every seed."""
+    accuracies: list[float] = field(default_factory=list)
+    """Likewise; none unless there are labelled examples."""
+    merged: list[float] = field(default_factory=list)
+    """Accuracy of the plain average of all nodes, of each seed."""
     dispersions: list[float] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
     """Bytes per second and node that is up, of each seed."""
     up: list[int] = field(default_factory=list)
-    seen: list[int] = field(default_factory=list)
+    seen: list[float] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -149,13 +154,17 @@ def _grouping(results: Path) -> dict[tuple[str, int], Group]:
 
 def _gather(moment: _Moment, sample: Sample, before: Sample | None) -> None:
     moment.losses += [loss for loss in sample.loss if loss is not None]
-    if sample.dispersion is not None:
+    moment.accuracies += [accuracy for accuracy in sample.accuracy if accuracy is not None]
+    if sample.merged_accuracy is not None:
+        moment.merged.append(sample.merged_accuracy)
+    if sample.dispersion is not None and sample.up > 1:
         moment.dispersions.append(sample.dispersion)
     moment.up.append(sample.up)
     moment.seen += [seen for seen in sample.seen if seen is not None]
     if before is not None and sample.at_s > before.at_s:
         sent = sum(sample.bytes_sent) - sum(before.bytes_sent)
-        moment.rates.append(sent / (sample.at_s - before.at_s) / max(1, sample.up))
+        node_s = (sample.at_s - before.at_s) * max(1, sample.up + before.up) / 2
+        moment.rates.append(sent / node_s)
 
 
 # --- drawing ------------------------------------------------------------------------------------------------------
@@ -175,9 +184,16 @@ def _figure(story: _Story, scenario: Scenario) -> Figure:
     figure = Figure(figsize=INCHES, dpi=DPI, layout="constrained")
     bars, marks = _faults(story)
     kinds = sorted([*bars, *(kind for kind in marks if kind not in bars)], key=lambda kind: kind != COMMIT)
-    heights = [3.0, 1.6, 1.6, 1.6, 0.35 + 0.24 * max(1, len(kinds))]
-    panels = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
-    loss, dispersion, rate, members, faults = panels
+    labelled = any(moment.accuracies for moments in story.moments.values() for moment in moments.values())
+    heights = {"loss": 3.0} | ({"accuracy": 2.2} if labelled else {})
+    heights |= {"dispersion": 1.6, "rate": 1.6, "members": 1.6, "faults": 0.35 + 0.24 * max(1, len(kinds))}
+    panels = dict(
+        zip(
+            heights,
+            figure.subplots(len(heights), 1, sharex=True, height_ratios=list(heights.values())),
+            strict=True,
+        )
+    )
     for number, (group, moments) in enumerate(story.moments.items()):
         look = _Look(
             group=group,
@@ -185,43 +201,62 @@ def _figure(story: _Story, scenario: Scenario) -> Figure:
             style=STYLES[number // len(COLOURS) % len(STYLES)],
             banded=len(story.moments) <= BANDS_MAX,
         )
-        _draw_spread(loss, moments, "losses", look)
-        _draw_spread(dispersion, moments, "dispersions", look)
-        _draw_spread(rate, moments, "rates", look)
-        _draw_members(members, moments, look)
-    _label(loss, "loss", "median of the nodes; band: 10 % to 90 % of them")
-    _label(dispersion, "dispersion", "how far the nodes' weights are from their mean, relative")
-    _label(rate, "sent per node", "bytes per second, mean over the nodes that are up")
-    _label(
-        members, "machines", "line: up; dashed: believed alive, median; dotted: by the node that sees fewest"
-    )
-    for axes in (loss, dispersion):
-        _scale(axes)
-    rate.set_ylim(bottom=0)
-    _bytes_axis(rate)
-    members.set_ylim(bottom=0)
-    members.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
-    _draw_faults(faults, kinds, bars, marks)
-    faults.set_title(f"what happened in {story.first}", loc="left", fontsize=8, color="#555555")
-    _draw_phases(panels, story)
-    _time_axis(faults, story.ends_s)
+        _draw_spread(panels["loss"], moments, "losses", look)
+        _draw_spread(panels["dispersion"], moments, "dispersions", look)
+        _draw_spread(panels["rate"], moments, "rates", look)
+        _draw_members(panels["members"], moments, look)
+        if labelled:
+            _draw_spread(panels["accuracy"], moments, "accuracies", look)
+            _draw_merged(panels["accuracy"], moments, look)
+    for name, (label, what) in _PANELS.items():
+        if name in panels:
+            _label(panels[name], label, what)
+    for name in ("loss", "dispersion"):
+        _scale(panels[name])
+    panels["rate"].set_ylim(bottom=0)
+    _bytes_axis(panels["rate"])
+    panels["members"].set_ylim(bottom=0)
+    panels["members"].yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+    _draw_faults(panels["faults"], kinds, bars, marks)
+    panels["faults"].set_title(f"what happened in {story.first}", loc="left", fontsize=8, color="#555555")
+    _draw_phases(panels.values(), story)
+    _time_axis(panels["faults"], story.ends_s)
     if len(story.moments) > 1:
-        figure.legend(*loss.get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False)
-    figure.align_ylabels(panels)
+        handles = panels["loss"].get_legend_handles_labels()
+        figure.legend(*handles, loc="outside right upper", fontsize=8, frameon=False)
+    figure.align_ylabels(list(panels.values()))
     figure.suptitle(_title(story, scenario), x=0.01, ha="left", fontsize=11, fontweight="bold")
     return figure
 
 
+_PANELS = {
+    "loss": ("loss", "median of the nodes; band: 10 % to 90 % of them"),
+    "accuracy": (
+        "accuracy",
+        "median of the nodes; band: 10 % to 90 % of them; thin: of the average of their weights",
+    ),
+    "dispersion": ("dispersion", "how far the nodes' weights are from their mean, relative"),
+    "rate": ("sent per node", "bytes per second, mean over the nodes that are up"),
+    "members": ("machines", "line: up; dashed: believed alive, median; dotted: by the node that sees fewest"),
+}
+"""What stands at the side of a panel, and above it."""
+
+
 def _draw_spread(axes: Axes, moments: dict[float, _Moment], name: str, look: _Look) -> None:
     """The median over time, and the band within which 80 % lie."""
-    points = [(at_s, getattr(moment, name)) for at_s, moment in moments.items() if getattr(moment, name)]
-    if not points:
+    times = list(moments)
+    values = [getattr(moment, name) for moment in moments.values()]
+    if not any(values):
         return
-    times = [at_s for at_s, _ in points]
-    low, middle, high = np.array([np.percentile(values, (10, 50, 90)) for _, values in points]).T
+    low, middle, high = np.array([np.percentile(some or [math.nan], (10, 50, 90)) for some in values]).T
     axes.plot(times, middle, label=look.group, linewidth=1.4, color=look.colour, linestyle=look.style)
     if look.banded:
         axes.fill_between(times, low, high, color=look.colour, alpha=0.18, linewidth=0)
+
+
+def _draw_merged(axes: Axes, moments: dict[float, _Moment], look: _Look) -> None:
+    merged = [statistics.median(moment.merged or [math.nan]) for moment in moments.values()]
+    axes.plot(list(moments), merged, color=look.colour, linestyle=look.style, linewidth=0.7)
 
 
 def _draw_members(axes: Axes, moments: dict[float, _Moment], look: _Look) -> None:
@@ -230,12 +265,9 @@ def _draw_members(axes: Axes, moments: dict[float, _Moment], look: _Look) -> Non
     axes.plot(
         times, [statistics.fmean(moment.up) for moment in moments.values()], color=colour, linewidth=1.6
     )
-    known = [(at_s, moment.seen) for at_s, moment in moments.items() if moment.seen]
-    times = [at_s for at_s, _ in known]
-    axes.plot(
-        times, [statistics.median(seen) for _, seen in known], color=colour, linestyle="--", linewidth=1.0
-    )
-    axes.plot(times, [min(seen) for _, seen in known], color=colour, linestyle=":", linewidth=1.0)
+    seen = [moment.seen or [math.nan] for moment in moments.values()]
+    axes.plot(times, [statistics.median(some) for some in seen], color=colour, linestyle="--", linewidth=1.0)
+    axes.plot(times, [min(some) for some in seen], color=colour, linestyle=":", linewidth=1.0)
 
 
 def _draw_faults(axes: Axes, kinds: Sequence[str], bars: Bars, marks: dict[str, list[float]]) -> None:
@@ -285,18 +317,20 @@ def _faults(story: _Story) -> tuple[Bars, dict[str, list[float]]]:
         if event.what in MOMENTS:
             marks[event.what].append(event.at_s)
         elif event.what in DOWN and event.until_s is None:
-            bars[event.what] += [
-                (event.at_s, _back_s(story, machine, event.at_s)) for machine in event.machines
-            ]
+            for machine in event.machines:
+                if (back_s := _back_s(story, machine, event.at_s)) is None:
+                    marks[event.what].append(event.at_s)
+                else:
+                    bars[event.what].append((event.at_s, back_s))
         else:
             bars[event.what].append((event.at_s, story.ends_s if event.until_s is None else event.until_s))
     return bars, marks
 
 
-def _back_s(story: _Story, machine: int, down_s: float) -> float:
-    """When a machine that went down was started again; the end if it never was."""
+def _back_s(story: _Story, machine: int, down_s: float) -> float | None:
+    """When a machine that went down was started again; None if it never was."""
     starts = (event for event in story.events if event.what == "start" and machine in event.machines)
-    return next((event.at_s for event in starts if event.at_s > down_s), story.ends_s)
+    return next((event.at_s for event in starts if event.at_s > down_s), None)
 
 
 def _label(axes: Axes, name: str, what: str) -> None:
@@ -349,7 +383,12 @@ _UNITS = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1))
 
 
 def _title(story: _Story, scenario: Scenario) -> str:
-    ended = ", ".join(f"{count} {verdict}" for verdict, count in story.verdicts.items() if count)
-    total = sum(story.verdicts.values())
-    seeds = f"{total} seed{'s' if total > 1 else ''}: {ended}" if ended else "no seed has ended"
+    ended = {verdict: count for verdict, count in story.verdicts.items() if count}
+    match sum(ended.values()):
+        case 0:
+            seeds = "no seed has ended"
+        case 1:
+            seeds = f"1 seed {next(iter(ended))}"
+        case total:
+            seeds = f"{total} seeds: {', '.join(f'{count} {verdict}' for verdict, count in ended.items())}"
     return f"{scenario.name}   {scenario.nodes} nodes   {seeds}"
