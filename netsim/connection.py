@@ -154,6 +154,7 @@ class Side:
                 self.lose("the connection broke")
 
     def _land_data(self, stream_id: int, payload: bytes) -> None:
+        self._network.messages += 1
         stream = self.streams.get(stream_id)
         if stream is None:
             self.carry(Frame.RESET, stream_id)

@@ -208,7 +208,9 @@ class Metrics:
             "mixes_per_node": self._mixes_per_node(),
             "mix_failure_share": failed / max(1, mixes + failed),
             "up_share": node_s / (len(machines) * max(now_s, 1e-9)),
+            "messages": float(self.world.network.messages),
             "deliveries_per_node_s": self.world.network.deliveries / node_s,
+            "deliveries_per_node_round": self.world.network.deliveries / max(1, mixes + failed),
         } | self._learning.summary()
 
     def _join_rounds(self) -> list[int]:

@@ -78,6 +78,9 @@ class SimNetwork:
         self.cuts = Cuts()
         self.trace: Trace | None = None
         self.deliveries = 0
+        """Frames of all kinds."""
+        self.messages = 0
+        """Those of them that carry bytes of messages."""
         self.connections_broken = 0
         self.undiallable: set[PeerId] = set()
         """Hosts that can dial and not be dialled, as behind most NATs."""

@@ -41,6 +41,7 @@ METRICS = {
     "mix_failure_share": "mixes that failed",
     "bytes_per_node": "bytes sent per node",
     "bytes_per_s_peak": "bytes sent per node and second, peak",
+    "messages": "frames delivered that carry bytes of messages",
     "deliveries_per_node_s": "deliveries per node and second",
     "deliveries_per_node_round": "deliveries per node and round",
     "deliveries_per_s": "deliveries per second of real time",
