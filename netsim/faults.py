@@ -18,6 +18,7 @@ import trio
 
 from netsim.attackers import ATTACKERS
 from netsim.draw import Plan, Strike, drawn, generator, hardware
+from netsim.injection import at_operation
 from netsim.links import Cut
 from netsim.scenario import (
     Attack,
@@ -235,19 +236,13 @@ class Faults:
         self, machine: Machine, operation: int, before: bool, for_s: float, rng: random.Random
     ) -> None:
         disk = machine.disk
-        last = disk.operations + 1 + operation
         down = trio.Event()
 
-        def pull_the_plug(number: int, verb: str, path: str) -> None:
-            if number >= last and machine.process is not None:
-                disk.on_operation = disk.on_effect = None
-                down.set()
-                self._world.power_cut(machine.number)
+        def pull_the_plug() -> None:
+            down.set()
+            self._world.power_cut(machine.number)
 
-        if before:
-            disk.on_operation = pull_the_plug
-        else:
-            disk.on_effect = pull_the_plug
+        at_operation(disk, disk.operations + 1 + operation, "before" if before else "after", pull_the_plug)
         try:
             await down.wait()
         finally:

@@ -170,7 +170,7 @@ class World:
         machine.started = trio.Event()
         if not machine.kept:
             machine.kept = True
-            self._nursery.start_soon(self._keep_running, machine)
+            self._nursery.start_soon(self._keep_running, machine, name=task_name(number))
         return machine.started
 
     async def start(self, number: int, *, bootstrap: int | None = None) -> Node:
@@ -202,15 +202,23 @@ class World:
         machine.disk.power_cut()
         self._end(machine, "power-cut")
 
+    def interrupt(self, number: int) -> None:
+        """Cancel the process as a second Ctrl-C would: connections are closed properly, nothing is written."""
+        self._end(self.machines[number], "interrupted")
+
     async def leave(self, number: int) -> None:
         """Stop the process as a person would; returns once it is gone."""
+        self.stop(number)
+        await self.machines[number].ended.wait()
+
+    def stop(self, number: int) -> None:
+        """The same without waiting for it."""
         machine = self.machines[number]
         machine.wanted = False
         if machine.node is not None:
             machine.node.stop()
         elif machine.process is not None:
             machine.process.cancel()  # Before its node is there nothing listens.
-        await machine.ended.wait()
 
     def _end(self, machine: Machine, how: str) -> None:
         machine.wanted = False
@@ -288,6 +296,11 @@ class World:
                 observer.started(machine)
             machine.started.set()
             await machine.node.run()
+
+
+def task_name(machine: int) -> str:
+    """What trio calls the task under which all processes of a machine run."""
+    return f"machine {machine}"
 
 
 def text_learners(spec: RunSpec, corpus: Corpus, *, machines: int) -> LearnerFactory:

@@ -1,0 +1,55 @@
+"""Wherever between two checkpoints a process is cancelled, killed or told to stop: nothing of it is left, all go on."""
+
+from unittest.mock import patch
+
+import pytest
+import trio
+
+from netsim.world import World
+from node.node import Node
+from tests.sim.deaths import VERBS, Death, Story, live
+
+SAMPLED = 24
+"""Of each way to end; ``slow`` tries every step there is."""
+
+
+@pytest.fixture(scope="module")
+def undisturbed() -> Story:
+    return live()
+
+
+def wrong_at(verb: str, steps: range) -> dict[int, list[str]]:
+    """What is wrong after a death before each of ``steps``."""
+    stories = {step: live(Death(VERBS[verb], step=step)) for step in steps}
+    return {step: story.wrong for step, story in stories.items() if story.wrong}
+
+
+def test_the_run_in_which_nobody_dies_comes_to_its_end(undisturbed: Story) -> None:
+    assert undisturbed.wrong == []
+    assert undisturbed.steps > 500
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_process_can_end_at_any_step(verb: str, undisturbed: Story) -> None:
+    stride = undisturbed.steps // SAMPLED
+    first = list(VERBS).index(verb) * stride // len(VERBS)
+    assert wrong_at(verb, range(first, undisturbed.steps, stride)) == {}
+
+
+def test_a_task_that_does_not_end_is_found() -> None:
+    async def beat_on(node: Node) -> None:
+        while True:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(1.0)
+            await trio.lowlevel.checkpoint()
+
+    with patch.object(Node, "_beat", beat_on):
+        wrong = live(Death(World.kill, step=100)).wrong
+    assert any("beat_on lives on" in what for what in wrong)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_process_can_end_at_every_step(verb: str, undisturbed: Story) -> None:
+    assert wrong_at(verb, range(undisturbed.steps)) == {}
