@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
 from typing import Any
 
+import msgspec
 import pytest
 import structlog
 import torch
@@ -20,10 +21,10 @@ from netsim.attackers import ATTACKERS
 from netsim.determinism import SimClock, deterministic_scheduling
 from netsim.network import open_sim_network
 from netsim.quadratic import Quadratic, QuadraticProblem
-from netsim.world import Machine, World
+from netsim.world import LearnerFactory, Machine, World
 from node.node import Node
 from tests.netsim.test_world import anchors, finished, until
-from training.run_spec import parse_run_spec, run_id
+from training.run_spec import RunSpec, parse_run_spec, run_id
 
 HONEST = 4
 SPEC = parse_run_spec("""
@@ -44,17 +45,23 @@ MAY_HAPPEN = {"not-held", "broken", "banned", "refused"}
 """What a member may be noted for that some have banned and others not yet."""
 
 
-@contextlib.asynccontextmanager
-async def besieged_world(seed: int) -> AsyncIterator[World]:
-    """Honest machines on one quadratic, all off."""
+def quadratics(spec: RunSpec) -> LearnerFactory:
+    """What the machines of these tests learn."""
     problem = QuadraticProblem()
 
     def build(machine: Machine) -> Quadratic:
-        part = (machine.number + 1, HONEST)
-        return Quadratic(SPEC, problem, run=run_id(SPEC), peer=machine.peer, part=part)
+        return Quadratic(
+            spec, problem, run=run_id(spec), peer=machine.peer, part=(machine.number + 1, HONEST)
+        )
 
+    return build
+
+
+@contextlib.asynccontextmanager
+async def besieged_world(seed: int) -> AsyncIterator[World]:
+    """Honest machines on one quadratic, all off."""
     async with open_sim_network(random.Random(seed)) as network, trio.open_nursery() as nursery:
-        world = World(network, nursery, spec=SPEC, seed=seed, learners=build)
+        world = World(network, nursery, spec=SPEC, seed=seed, learners=quadratics(SPEC))
         for _ in range(HONEST):
             world.add_machine()
         yield world
@@ -166,6 +173,31 @@ def test_a_replayed_notice_takes_nobody_back_in_time() -> None:
             assert not refusals(nodes)
 
     simulated(main, 23)
+
+
+def test_a_member_of_another_run_is_sent_away() -> None:
+    """No attacker of the registry: it follows another invite."""
+
+    async def main(seed: int) -> None:
+        other = msgspec.structs.replace(SPEC, name="other-world")
+        async with besieged_world(seed) as world:
+            nodes = await world.start_all()
+            elsewhere = World(
+                world.network, world._nursery, spec=other, seed=seed, learners=quadratics(other)
+            )
+            for _ in range(HONEST + 1):
+                elsewhere.add_machine()
+            stranger = await elsewhere.start(HONEST, bootstrap=0)
+            await until(lambda: bool(refusals(nodes)["wrong-run"]), seconds=60)
+            await until(lambda: finished(nodes), seconds=120)
+            assert set(refusals(nodes)) == {"wrong-run"}
+            assert len(anchors(nodes)) == 1
+            assert all(
+                node.merges.last.contributors == sorted(other.local for other in nodes) for node in nodes
+            )
+            assert not any(stranger.local in node.notices.authors() for node in nodes)
+
+    simulated(main, 24)
 
 
 def test_attackers_are_named_and_told_in_words_for_people() -> None:
