@@ -247,6 +247,14 @@ class Proposal:
     def _end_call(self) -> list[Effect]:
         if self._accepted:
             newest = max(self._accepted.values(), key=lambda accepted: accepted.ballot)
+            # Who decides about that record may be others than those this attempt counts; unless a quorum of them has
+            # promised too, they may have decided for another one under a ballot in between.
+            members = electorate(newest.record, self._link)
+            promised, needed = len(self._promised & members), quorum(members)
+            if promised < needed:
+                return self._fail(
+                    f"{promised} of the {needed} promises needed for a record that was accepted before"
+                )
             holders = [peer for peer, accepted in self._accepted.items() if accepted.record == newest.record]
             return self._propose(newest.record, holders=sorted(holders)[:HOLDERS_MAX])
         self._contributors = [self._offers[peer] for peer in sorted(self._offers)]

@@ -219,6 +219,50 @@ def test_the_schedules_show_a_broken_acceptor():
     assert any(len(decided_under(LINKS["later"], 5, seed, 0.05, forgetful=True)) > 1 for seed in range(60))
 
 
+def test_an_old_record_is_proposed_again_only_with_promises_of_those_who_decide_about_it():
+    """Else it would be decided beside one that they decided for since: here for that of the second proposer.
+
+    The first proposer alone has accepted its own record when it takes three members for absent, and the third member
+    that its second attempt reaches has already accepted another.
+    """
+    link = LINKS["later"]
+    peers = [Peer(peer_named(number), link) for number in range(5)]
+
+    def attempt(number, *, proposer, absent, called, accepting):
+        """What an attempt ends in when only ``called`` are reached at first and only ``accepting`` at last."""
+        proposal = Proposal(
+            link=link,
+            ballot=Ballot(attempt=number, proposer=peers[proposer].name),
+            point=1,
+            alive=[peers[one].name for one in called],
+            absent=[peers[one].name for one in absent],
+            fragment_bytes=SHAPE,
+            replicas=1,
+            pace=MergePace(Limits()),
+            signer=CheapSigner(peers[proposer].name),
+        )
+        effects = proposal.start()
+        while asked := [effect for effect in effects if isinstance(effect, Ask)]:
+            effects = []
+            for ask in asked:
+                reached = accepting if isinstance(ask.request, MergeAccept) else called
+                peer = next(peer for peer in peers if peer.name == ask.peer)
+                reply = peer.answer(ask.request) if peers.index(peer) in reached else None
+                if reply is None:
+                    effects += proposal.unanswered(ask.peer, ask.stage)
+                else:
+                    effects += proposal.answered(ask.peer, ask.stage, reply)
+        return effects[-1]
+
+    alone = attempt(0, proposer=0, absent=[], called=[0, 1, 2], accepting=[0])
+    assert isinstance(alone, Failed)
+    others = attempt(1, proposer=2, absent=[], called=[2, 3, 4], accepting=[2, 3, 4])
+    assert isinstance(others, Concluded)
+    again = attempt(2, proposer=0, absent=[2, 3, 4], called=[0, 1], accepting=[0, 1, 3])
+    assert isinstance(again, Failed)
+    assert again.why == "2 of the 3 promises needed for a record that was accepted before"
+
+
 def test_an_acceptor_refuses_a_second_record_under_one_ballot():
     ballot = Ballot(attempt=0, proposer=PEERS[0])
     state, _ = accept(AcceptorState(parent=FIRST.parent), AcceptedRecord(ballot=ballot, record=FIRST))
