@@ -43,6 +43,7 @@ METRICS = {
     "bytes_per_s_peak": "bytes sent per node and second, peak",
     "messages": "frames delivered that carry bytes of messages",
     "deliveries_per_node_s": "deliveries per node and second",
+    "deliveries_per_node_round": "deliveries per node and round",
     "deliveries_per_s": "deliveries per second of real time",
     "speedup": "virtual seconds per second of real time",
 }
