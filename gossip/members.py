@@ -28,7 +28,7 @@ HEARTBEATS_PER_S = 4.0
 MEAN_WEIGHT = 1 / 8
 DEVIATION_WEIGHT = 1 / 4
 DEVIATIONS = 4.0
-SUSPECT_S_MIN = 4.0
+SUSPECT_S_MIN = 8.0
 SUSPECT_S_MAX = 120.0
 GONE_FACTOR = 3.0
 """A member is gone after this many times the silence that made it suspect."""

@@ -171,12 +171,11 @@ class Side:
         stream = self._new_stream(next(self._ids))
         opening = self._opening[stream.stream_id] = _Opening()
         self.carry(Frame.OPEN, stream.stream_id, protocol.encode())
+        late = StreamBroken(f"{self.peer} did not answer within {timeout_s:g} s")
+        self._network.after(timeout_s, opening.settle, late)
         agreed = False
         try:
-            with trio.move_on_after(timeout_s) as patience:
-                await opening.settled.wait()
-            if patience.cancelled_caught:
-                raise StreamBroken(f"{self.peer} did not answer within {timeout_s:g} s")
+            await opening.settled.wait()
             if opening.error is not None:
                 raise opening.error
             agreed = True
@@ -239,6 +238,11 @@ class Side:
         self.host.forget(self, reason, broken=broken)
 
     # --- FrameSink --------------------------------------------------------------------------------------------
+
+    @property
+    def sendable(self) -> bool:
+        """Always: credits bound what is under way."""
+        return True
 
     async def wait_sendable(self) -> None:
         """Wait for nothing: credits bound what is under way."""

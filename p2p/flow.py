@@ -33,6 +33,10 @@ class Meter:
 class FrameSink(Protocol):
     """Where a stream's frames go. All but ``wait_sendable`` return at once and keep the order of calls."""
 
+    @property
+    def sendable(self) -> bool:
+        """Whether one more data frame may be queued now."""
+
     async def wait_sendable(self) -> None:
         """Wait until one more data frame may be queued; it is queued before the next checkpoint, or never."""
 
@@ -97,20 +101,27 @@ class FlowStream(trio.abc.HalfCloseableStream):
                 raise trio.ClosedResourceError("the end of the stream was already sent")
             await trio.lowlevel.checkpoint()
             view = memoryview(data)
+            if 0 < len(view) <= min(self._credit, FRAME_PAYLOAD_BYTES) and self._sink.sendable:
+                self._check_open()  # Most messages are one frame that need not wait: they need no timer either.
+                self._send_frame(view)
+                return
             with trio.move_on_after(self._timeout_s) as patience:
                 while view:
                     await self._wait_credit()
                     await self._sink.wait_sendable()
                     self._check_open()
                     size = min(len(view), self._credit, FRAME_PAYLOAD_BYTES)
-                    self._credit -= size
-                    self._meter.bytes_sent += size
-                    self._sink.send_data(self, view[:size])
+                    self._send_frame(view[:size])
                     view = view[size:]
                     renew(patience, self._timeout_s)
             if patience.cancelled_caught:
                 self.reset(f"the peer took no data for {self._timeout_s:g} s")
                 self._check_open()
+
+    def _send_frame(self, payload: memoryview) -> None:
+        self._credit -= len(payload)
+        self._meter.bytes_sent += len(payload)
+        self._sink.send_data(self, payload)
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until there is credit."""

@@ -145,6 +145,11 @@ class Session:
 
     # --- FrameSink --------------------------------------------------------------------------------------------
 
+    @property
+    def sendable(self) -> bool:
+        """Whether one more data frame may be queued now."""
+        return self._data_frames < DATA_FRAMES_QUEUED and not self.reason
+
     async def wait_sendable(self) -> None:
         """Wait for one of the few places before the socket; streams take turns."""
         while self._data_frames >= DATA_FRAMES_QUEUED and not self.reason:

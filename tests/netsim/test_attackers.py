@@ -96,15 +96,7 @@ def simulated(main: Callable[..., Awaitable[None]], seed: int, *args: object) ->
         trio.run(main, seed, *args, clock=SimClock())
 
 
-UNMEASURED = pytest.mark.xfail(
-    strict=False,
-    reason="a proposer takes sums of any size and is refused, or banned, for the record they are in",
-)
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=UNMEASURED if name == "short-sums" else ()) for name in ATTACKERS]
-)
+@pytest.mark.parametrize("name", ATTACKERS)
 def test_honest_members_train_merge_and_agree_beside_it(name: str, told: Entries) -> None:
     simulated(besieged_by, 21, name, told)
 
