@@ -17,7 +17,7 @@ SEEDS_MAX = 200
 SMALL_WORLD = """
 name = "planted"
 nodes = 4
-duration_s = 150
+duration_s = {seconds}
 merge_every_s = 15
 [run]
 name = "planted"
@@ -78,6 +78,8 @@ class Bug:
     plant: Plant
     checker: str
     world: str = ""
+    seconds: int = 45
+    """Of virtual time, so many that the bug shows in one of the first seeds."""
 
 
 BUGS = [
@@ -88,23 +90,23 @@ BUGS = [
     Bug(planted.nan_check_gone, "finite", LIARS.format(name="nan-fragments")),
     Bug(planted.merge_set_unsorted, "exact-average"),
     Bug(planted.duplicate_counted, "exact-average"),
-    Bug(planted.weights_not_capped, "exact-average", UNEQUAL),
-    Bug(planted.task_leaked, "bounded"),
+    Bug(planted.weights_not_capped, "exact-average", UNEQUAL, seconds=60),
+    Bug(planted.task_leaked, "bounded", seconds=200),
     Bug(planted.closed_stream_kept, "bounded"),
-    Bug(planted.member_forgotten, "membership"),
-    Bug(planted.quorum_of_half, "agreement", HALVES),
-    Bug(planted.promise_ignored, "agreement", STALLS),
-    Bug(planted.acceptance_forgotten, "agreement", STALLS),
+    Bug(planted.member_forgotten, "membership", seconds=150),
+    Bug(planted.quorum_of_half, "agreement", HALVES, seconds=60),
+    Bug(planted.promise_ignored, "agreement", STALLS, seconds=100),
+    Bug(planted.acceptance_forgotten, "agreement", STALLS, seconds=100),
     Bug(planted.contribution_subtracted_twice, "rebase"),
     Bug(planted.live_weights_left_behind, "rebase"),
-    Bug(planted.old_checkpoints_deleted_first, "checkpoints", CRASHES),
-    Bug(planted.honest_peer_banned, "honest-not-banned", STALLS),
+    Bug(planted.old_checkpoints_deleted_first, "checkpoints", CRASHES, seconds=150),
+    Bug(planted.honest_peer_banned, "honest-not-banned", STALLS, seconds=150),
 ]
 
 
 def scenario_of(bug: Bug) -> Scenario:
     """The world in which ``bug`` shows."""
-    return parse_scenario(SMALL_WORLD + bug.world)
+    return parse_scenario(SMALL_WORLD.format(seconds=bug.seconds) + bug.world)
 
 
 def outcome(scenario: Scenario, seed: int) -> SeedResult:
