@@ -58,13 +58,16 @@ class Faults:
         seed: int,
         tell: Tell,
         add_machine: Callable[[], Machine],
+        neighbours: Callable[[int], Sequence[int]],
     ) -> None:
+        """``neighbours``: of a machine in the topology, by number."""
         self._world = world
         self._scenario = scenario
         self._plan = plan
         self._seed = seed
         self._tell = tell
         self._add_machine = add_machine
+        self._neighbours = neighbours
         self._going_on = 0
         self._ailing: dict[int, list[tuple[Ailment, float]]] = {}
         """By machine, what ails it now and how badly: strikes of one kind may overlap."""
@@ -163,7 +166,14 @@ class Faults:
                 named |= {"all": {machine.number for machine in up}, "founder": {0}}.get(str(name), {name})
             return [machine for machine in up if machine.number in named]
         count = math.ceil(fault.share * len(up)) if fault.share else max(1, fault.count)
-        return sorted(rng.sample(up, min(count, len(up))), key=lambda machine: machine.number)
+        count = min(count, len(up))
+        if fault.pick == "hubs":
+            # Shuffled first: whom a tie spares is chance, and not who came first.
+            shuffled = rng.sample(up, len(up))
+            chosen = sorted(shuffled, key=lambda machine: -len(self._neighbours(machine.number)))[:count]
+        else:
+            chosen = rng.sample(up, count)
+        return sorted(chosen, key=lambda machine: machine.number)
 
     @contextlib.contextmanager
     def _disturbance(self) -> Iterator[None]:

@@ -23,7 +23,10 @@ from training.labelled import Examples, LabelledData
 
 @functools.cache
 def digits() -> LabelledData:
-    """The 1,797 handwritten digits of scikit-learn: 64 features from 0 to 1, ten classes. Raises GossamerError."""
+    """The 1,797 handwritten digits of scikit-learn: 64 features, ten classes. Raises GossamerError.
+
+    Features are standardised by the mean and the deviation of all pixels, so that what is always white stays constant.
+    """
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -33,7 +36,8 @@ def digits() -> LabelledData:
             fix="pip install 'gossamer[research]'",
         ) from error
     found = load_digits()
-    return LabelledData.of(Examples((found.data / 16).astype(np.float32), found.target.astype(np.int64)))
+    x = (found.data - found.data.mean()) / found.data.std()
+    return LabelledData.of(Examples(x.astype(np.float32), found.target.astype(np.int64)))
 
 
 def dealt(

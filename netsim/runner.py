@@ -253,7 +253,11 @@ class _Run:
         mine, theirs = self._numbers[peer], self._numbers.get(other, math.inf)
         if max(mine, theirs) >= self._topology.members:
             return True
-        return theirs in self._topology.neighbours(mine)
+        return theirs in self._neighbours(mine)
+
+    def _neighbours(self, number: int) -> tuple[int, ...]:
+        """In the topology, which those who joined later are no part of."""
+        return self._topology.neighbours(number) if number < self._topology.members else ()
 
     async def _phases(self, world: World, metrics: Metrics, guards: Sequence[checkers.Checker]) -> None:
         end_s = self._scenario.duration_s if self._until_s is None else self._until_s
@@ -264,6 +268,7 @@ class _Run:
             seed=self._seed,
             tell=self._tell,
             add_machine=self._add_machine,
+            neighbours=self._neighbours,
         )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._look, metrics, guards)

@@ -105,10 +105,12 @@ class _Fault(_Section, frozen=True, kw_only=True, tag_field="kind"):
     at_s: Range
     for_s: Range = 0.0
     machines: tuple[Machines, ...] = ()
-    """Which machines it happens to; none named: ``count`` at random."""
+    """Which machines it happens to; none named: ``count`` of those that ``pick`` says."""
     count: Annotated[int, Meta(ge=0, lt=NODES_MAX)] = 0
     share: Share = 0.0
     """Instead of ``count``: of all that run now."""
+    pick: Literal["random", "hubs"] = "random"
+    """``hubs``: those with the most neighbours in the topology."""
 
 
 class Kill(_Fault, frozen=True, kw_only=True, tag="kill"):
