@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from blake3 import blake3
 
+from gossip.merge_record import owners
 from gossip.messages import (
     CHUNK_BYTES,
     CommittedRecord,
@@ -80,7 +81,7 @@ class ExactAverage(Watcher):
         super().__init__(world, report)
         self._pledges = pledges
         self._anchors: OrderedDict[bytes, bytes | None] = OrderedDict()
-        """What each record's anchor must hash to; None where the inputs of strangers are not to be had."""
+        """What each record's anchor must hash to; None where strangers keep it from being known."""
 
     def attach(self, machine: Machine, node: Node) -> None:
         """See the weights that are pledged, each committed record, and each anchor that is taken."""
@@ -124,10 +125,12 @@ class ExactAverage(Watcher):
         if names != sorted(set(names)):
             self.fail(f"record {short(name)} with contributors out of order, or named twice", machine.number)
         for contribution in record.contributors:
-            author = self.machine_of(contribution.peer)
             pledged = self._pledges.find(record.parent, contribution)
-            if author is not None and author.honest and pledged is None:
-                self.fail(f"record {short(name)} with a contribution never pledged to it", author.number)
+            if self.is_honest(contribution.peer) and pledged is None:
+                self.fail(
+                    f"record {short(name)} with a contribution that {contribution.peer} never pledged to it",
+                    machine.number,
+                )
         inputs = self._inputs(layout, record)
         self._anchors[name] = (
             None if inputs is None else self._check_results(machine, layout, name, record, inputs)
@@ -142,15 +145,21 @@ class ExactAverage(Watcher):
         name: bytes,
         record: MergeRecord,
         inputs: Sequence[Values],
-    ) -> bytes:
+    ) -> bytes | None:
+        """What the anchor must hash to; None where only strangers have summed a fragment, whom nobody can refute."""
         anchor = average(inputs, [contribution.weight for contribution in record.contributors])
+        names = [contribution.peer for contribution in record.contributors]
+        summed_by = owners(record.parent, names, layout.fragments, self.world.spec.merge.replicas)
+        checkable = True
         for fragment, part in enumerate(cut(layout, anchor)):
-            if record.results[fragment] != name_of(part.tobytes()):
+            if not any(self.is_honest(owner) for owner in summed_by[fragment]):
+                checkable = False
+            elif record.results[fragment] != name_of(part.tobytes()):
                 self.fail(
                     f"fragment {fragment} of record {short(name)} is not the average of its inputs",
                     machine.number,
                 )
-        return blake3(anchor.tobytes()).digest()
+        return blake3(anchor.tobytes()).digest() if checkable else None
 
     def _check_adoption(self, machine: Machine, adoption: Adoption) -> None:
         expected = self._anchors.get(adoption.record_hash)

@@ -168,12 +168,12 @@ class Watcher:
             if machine.node is not None:
                 yield machine, machine.node
 
-    def machine_of(self, peer: str) -> Machine | None:
-        """Whose id ``peer`` is; None for a stranger."""
+    def is_honest(self, peer: str) -> bool:
+        """Whether ``peer`` is the name of an honest machine."""
         if len(self._numbers) != len(self.world.machines):
             self._numbers = {machine.identity.peer: machine.number for machine in self.world.machines}
         number = self._numbers.get(PeerId(peer))
-        return None if number is None else self.world.machines[number]
+        return number is not None and self.world.machines[number].honest
 
     def after(self, part: object, method: str, seen: Callable[..., None]) -> None:
         """Have ``seen(result, *args, **kwargs)`` called after each call of a method that returned."""

@@ -51,11 +51,9 @@ class HonestNotBanned(Watcher):
             settle()
 
     def _check(self, machine: Machine, peer: PeerId, problem: str) -> None:
-        other = self.machine_of(peer)
-        if other is not None and other.honest and problem.partition(":")[0] in GRAVE:
-            self.fail(f"blames honest machine {other.number}: {problem}", machine.number)
+        if self.is_honest(peer) and problem.partition(":")[0] in GRAVE:
+            self.fail(f"blames honest {peer}: {problem}", machine.number)
 
     def _banned(self, machine: Machine, peer: PeerId, problem: str) -> None:
-        other = self.machine_of(peer)
-        if other is not None and other.honest:
-            self.fail(f"bans honest machine {other.number}: {problem}", machine.number)
+        if self.is_honest(peer):
+            self.fail(f"bans honest {peer}: {problem}", machine.number)

@@ -9,6 +9,7 @@ import torch
 import trio
 
 from gossip.store import FOLDER as SHARDS
+from netsim.attackers import ATTACKERS
 from netsim.checkers import task_census
 from netsim.checkers.swarm import COMMIT_S, OFF_S
 from netsim.world import World
@@ -256,6 +257,21 @@ def test_hostile_machines_are_not_held_to_anything() -> None:
         await trio.sleep(20)
 
     assert simulate(script, spec=OFTEN) == []
+
+
+def test_a_hostile_owner_that_nobody_can_refute_is_no_mistake_of_the_product() -> None:
+    """With one owner for each fragment, a member that sums wrongly is believed; with two it is not."""
+
+    async def script(world: World) -> None:
+        world.machines[3].spoil = ATTACKERS["wrong-sums"].spoil
+        await world.start_all()
+        await trio.sleep(45)
+        spoiled.update(m.node.merger.head_height for m in world.machines[:3] if m.node is not None)
+
+    for replicas in (1, 2):
+        spoiled: set[int] = set()
+        assert simulate(script, spec=with_merge(OFTEN, replicas=replicas)) == []
+        assert min(spoiled) > 1
 
 
 def test_looking_changes_nothing() -> None:
