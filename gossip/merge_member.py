@@ -38,7 +38,6 @@ from gossip.messages import (
     MergeCommit,
     MergeOffer,
     MergePlan,
-    MergeRecord,
     MergeReply,
     MergeResults,
     Message,
@@ -226,7 +225,6 @@ class MergeMember:
         if record.ballot == request.ballot:
             self._check_absent(record.absent)
             self._check_founders(link, {PeerId(entry.peer) for entry in record.roster})
-        self._check_sizes(link, record)
         self._heard(request.ballot)
         holders = [peer, *map(PeerId, request.holders)]
         await self._work.verify_and_obtain(record, request.disputed, holders, request.timeout_s)
@@ -256,16 +254,6 @@ class MergeMember:
         )
         if present:
             raise CallRefused("present", f"{min(present)} has been heard of lately")
-
-    def _check_sizes(self, link: Link, record: MergeRecord) -> None:
-        """Raise RecordRefused for results of another size than this model's, before anything is fetched."""
-        own, before = self._contributions.get(link.parent), self._chain.head_record
-        known = (
-            own.inputs if own is not None else before.record.results if before is not None else record.results
-        )
-        fits = [ref.size for ref in known] == [ref.size for ref in record.results]
-        if not fits:
-            raise RecordRefused("shape", "results of another size than this model")
 
     def _check_founders(self, link: Link, founders: set[PeerId]) -> None:
         alive = set(self._host.alive())

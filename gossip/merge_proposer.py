@@ -14,7 +14,7 @@ to recompute, and the end. Replies and deadlines of phases that are over are rec
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -81,6 +81,13 @@ class Recompute:
 
 
 @dataclass(frozen=True, slots=True)
+class Inspect:
+    """Look at the results of ``record`` before it is proposed, and report."""
+
+    record: MergeRecord
+
+
+@dataclass(frozen=True, slots=True)
 class Suspect:
     """A peer broke a rule; ``code`` is for the ledger."""
 
@@ -104,7 +111,7 @@ class Failed:
     outbid: Ballot | None
 
 
-Effect = Ask | Wait | Recompute | Suspect | Concluded | Failed
+Effect = Ask | Wait | Recompute | Inspect | Suspect | Concluded | Failed
 Phase = Literal["calling", "planning", "accepting", "over"]
 
 
@@ -155,6 +162,8 @@ class Proposal:
         self._disputed: set[int] = set()
         self._settled: dict[int, ShardRef] = {}
 
+        self._inspected: MergeRecord | None = None
+        """The record whose results are being looked at."""
         self._record: MergeRecord | None = None
         self._record_hash = b""
         self._acknowledgements: dict[PeerId, Acknowledgement] = {}
@@ -227,6 +236,26 @@ class Proposal:
             if ref != self._settled[fragment]
         ]
         return [*wrong, *self._propose_sums()]
+
+    def inspected(self, record: MergeRecord, faults: Mapping[int, str | None]) -> list[Effect]:
+        """What is wrong with the results of ``record``: a code for each fragment, None where it could not be had.
+
+        Owners of such fragments are left out of the next plan; those who gave what must not be used are to blame.
+        """
+        if record is not self._inspected:
+            return []
+        self._inspected = None
+        if not faults:
+            return self._propose(record, holders=[])
+        dropped: set[PeerId] = set()
+        blamed: list[Effect] = []
+        for fragment, code in sorted(faults.items()):
+            givers = [peer for peer, ref in self._sums[fragment].items() if ref == record.results[fragment]]
+            dropped.update(givers)
+            if code is not None:
+                blamed += [Suspect(peer, code, f"a sum of fragment {fragment}") for peer in sorted(givers)]
+        self._contributors = [c for c in self._contributors if c.peer not in dropped]
+        return [*blamed, *self._plan()]
 
     # --- calling ----------------------------------------------------------------------------------------------
 
@@ -337,7 +366,9 @@ class Proposal:
             absent=list(self._absent),
             participants_total=self._link.participants_total + len(names),
         )
-        return self._propose(record, holders=[])
+        self._stage += 1
+        self._inspected = record
+        return [Inspect(record)]
 
     # --- accepting --------------------------------------------------------------------------------------------
 

@@ -36,6 +36,14 @@ class InputRefused(GossamerError):
         self.peer = peer
 
 
+class ResultRefused(GossamerError):
+    """A result must not be adopted, whoever vouches for it: not finite, of another shape, out of all proportion."""
+
+    def __init__(self, code: str, what: str) -> None:
+        super().__init__(what)
+        self.code = code
+
+
 class MergeHost(Protocol):
     """What a merge asks of the node whose weights it averages."""
 
@@ -50,6 +58,9 @@ class MergeHost(Protocol):
 
         Raises InputRefused naming the peer whose values must be left out, GossamerError or OSError otherwise.
         """
+
+    async def check_result(self, fragment: int, ref: ShardRef) -> None:
+        """Raise ResultRefused unless this result, which is in the store, may be adopted."""
 
     async def fetch(self, ref: ShardRef, holders: Sequence[PeerId], timeout_s: float) -> None:
         """Bring a shard into the store, from any of ``holders``. Raises GossamerError or OSError."""
@@ -166,6 +177,32 @@ class MergeWork:
                     "equivocation", f"the record's fragment {fragment} is not the sum of its inputs"
                 )
         await self.obtain(record, holders, timeout_s)
+        for fragment, result in enumerate(record.results):
+            await self._host.check_result(fragment, result)
+
+    async def inspect(self, record: MergeRecord, timeout_s: float) -> dict[int, GossamerError]:
+        """What keeps each fragment of ``record`` from being proposed, where something does; results come to the store.
+
+        A ResultRefused is the owner's fault; any other error says that the result cannot be had.
+        """
+        names = [contribution.peer for contribution in record.contributors]
+        summed_by = owners(record.parent, names, self._fragments, self._replicas)
+        faults: dict[int, GossamerError] = {}
+
+        async def inspect_one(fragment: int) -> None:
+            result = record.results[fragment]
+            try:
+                await self._fetch(
+                    result, [peer for peer in summed_by[fragment] if peer != self._local], timeout_s
+                )
+                await self._host.check_result(fragment, result)
+            except GossamerError as error:
+                faults[fragment] = error
+
+        async with trio.open_nursery() as nursery:
+            for fragment in range(self._fragments):
+                nursery.start_soon(inspect_one, fragment)
+        return faults
 
     async def _sum(
         self,

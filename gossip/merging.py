@@ -22,10 +22,10 @@ from gossip.merge_catch_up import MergeCatchUp
 from gossip.merge_chain import MergeChain
 from gossip.merge_member import MergeMember
 from gossip.merge_pace import MergePace
-from gossip.merge_proposer import Ask, Concluded, Effect, Failed, Proposal, Recompute, Suspect, Wait
+from gossip.merge_proposer import Ask, Concluded, Effect, Failed, Inspect, Proposal, Recompute, Suspect, Wait
 from gossip.merge_record import outranks
 from gossip.merge_turns import MergeTurns
-from gossip.merge_work import InputRefused, MergeHost, MergeWork
+from gossip.merge_work import InputRefused, MergeHost, MergeWork, ResultRefused
 from gossip.messages import (
     MERGE_PROTOCOL,
     Ballot,
@@ -309,6 +309,8 @@ class Merger:
                             nursery.start_soon(self._wait, proposal, effect, events_in)
                         case Recompute():
                             nursery.start_soon(self._recompute, proposal, effect, events_in)
+                        case Inspect():
+                            nursery.start_soon(self._inspect, proposal, effect, events_in)
                         case Suspect():
                             self._note(effect.peer, effect.code, effect.what)
                         case Concluded() | Failed():
@@ -343,6 +345,15 @@ class Merger:
         size = sum(ref.size for ref in effect.contributors[0].inputs)
         result = await self._work.recompute(effect.fragment, effect.contributors, self._pace.transfer_s(size))
         await events.send(partial(proposal.recomputed, effect.fragment, result))
+
+    async def _inspect(self, proposal: Proposal, effect: Inspect, events: Events) -> None:
+        size = sum(ref.size for ref in effect.record.results)
+        faults = await self._work.inspect(effect.record, self._pace.transfer_s(size))
+        codes = {
+            fragment: error.code if isinstance(error, ResultRefused) else None
+            for fragment, error in faults.items()
+        }
+        await events.send(partial(proposal.inspected, effect.record, codes))
 
     async def _request(self, peer: PeerId, request: Message, timeout_s: float) -> MergeReply:
         """The reply of ``peer``, which may be this node itself. Raises GossamerError."""

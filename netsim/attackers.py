@@ -270,7 +270,7 @@ ATTACKERS: Mapping[str, Attacker] = MappingProxyType(
             "sums of merges with a NaN in them", "equivocation", _publishing_forged_sums(with_a_nan)
         ),
         "short-sums": Attacker(
-            "sums of merges that lack an element", "equivocation", _publishing_forged_sums(one_short)
+            "sums of merges that lack an element", "shape", _publishing_forged_sums(one_short)
         ),
         "huge-sums": Attacker(
             "sums of merges a million times as large",

@@ -18,7 +18,7 @@ import structlog
 import torch
 
 from gossip.ledger import PeerLedger
-from gossip.merge_work import InputRefused
+from gossip.merge_work import InputRefused, ResultRefused
 from gossip.messages import CommittedRecord, Contribution, MergeRecord, ShardRef
 from gossip.shard_transfer import ShardFetcher
 from gossip.store import ShardStore
@@ -162,6 +162,24 @@ class NodeMergeHost:
             self._ledger.note(peer, refused.code, refused.text)
             raise InputRefused(peer, refused.text)
         return await self._store.put(await self._encode(result))
+
+    async def check_result(self, fragment: int, ref: ShardRef) -> None:
+        """Raise ResultRefused unless this result, which is in the store, is finite and in proportion to our weights."""
+        data = await self._store.get(ref)
+        own = await self._compute.run(
+            partial(self._trainer.read, fragment), lane="train", cost_s=self._costs.copy_s
+        )
+        layout, beginner = self._trainer.layout, self._is_beginner()
+
+        def check() -> Refused | None:
+            try:
+                values = decode_values(data, layout.fragment_size(fragment), WIRE)
+            except ValueError as error:
+                return Refused("shape", str(error))
+            return check_peer_values(own, values, layout.fragment_spans(fragment), beginner=beginner)
+
+        if refused := await self._compute.run(check, lane="side", cost_s=self._costs.copy_s):
+            raise ResultRefused(refused.code, refused.text)
 
     async def adopt(
         self, committed: CommittedRecord, record_hash: bytes, contributed: bool, *, duration_s: float

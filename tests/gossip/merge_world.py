@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 import trio
 from blake3 import blake3
 
+from gossip.merge_work import ResultRefused
 from gossip.merging import InputRefused, Merger
 from gossip.messages import CommittedRecord, Contribution, ShardRef
 from netsim.network import SimHost, SimNetwork, open_sim_network
@@ -23,6 +24,8 @@ from p2p.transport import PeerDown, PeerId, PeerUp, ProtocolName, StreamHandler
 from tests.gossip.world import RUN, MemoryDisk
 
 FRAGMENTS = 3
+ABSURD = 10**30
+"""No weighted sum comes to this."""
 LATENCY_S = 0.02
 PERIOD_S = 60.0
 LIMITS = Limits(merge_call_timeout_s=5.0)
@@ -61,6 +64,8 @@ class IntegerHost:
         self.refuses: set[PeerId] = set()
         self.lies_about: set[int] = set()
         """Fragments that this host sums wrongly."""
+        self.absurd = False
+        """Its sums are out of all proportion."""
         self.shard_bytes = 16
         """Another number is another model."""
         self.full = False
@@ -89,7 +94,12 @@ class IntegerHost:
                 raise InputRefused(peer, "not to my taste")
         await trio.sleep(0.01)
         total = sum(weight * self.value(ref) for _, ref, weight in inputs)
-        return self.keep(total + (fragment in self.lies_about))
+        return self.keep(total + (fragment in self.lies_about) + 2 * ABSURD * self.absurd)
+
+    async def check_result(self, fragment: int, ref: ShardRef) -> None:
+        """Integers within reason are welcome."""
+        if self.value(ref) > ABSURD:
+            raise ResultRefused("norm", "out of all proportion")
 
     async def fetch(self, ref: ShardRef, holders: Sequence[PeerId], timeout_s: float) -> None:
         """Copy the shard from the first holder that is up, reachable and has it."""

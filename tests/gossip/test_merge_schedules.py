@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from gossip.merge_acceptor import AcceptorState, accept, promise
 from gossip.merge_pace import MergePace
-from gossip.merge_proposer import Ask, Concluded, Failed, Proposal, cover
+from gossip.merge_proposer import Ask, Concluded, Failed, Inspect, Proposal, cover
 from gossip.merge_record import (
     Link,
     check_committed,
@@ -135,6 +135,11 @@ def decided_under(
             match effect:
                 case Ask():
                     bag.append(("request", peer, proposal, effect))
+                case Inspect():
+                    faults = (
+                        {rng.randrange(FRAGMENTS): rng.choice([None, "norm"])} if rng.random() < loss else {}
+                    )
+                    perform(peer, proposal, proposal.inspected(effect.record, faults))
                 case Concluded():
                     check_committed(effect.committed, link, SHAPE, CheapSigner(names[0]))
                     record = effect.committed.record
@@ -242,9 +247,12 @@ def test_an_old_record_is_proposed_again_only_with_promises_of_those_who_decide_
             signer=CheapSigner(peers[proposer].name),
         )
         effects = proposal.start()
-        while asked := [effect for effect in effects if isinstance(effect, Ask)]:
+        while asked := [effect for effect in effects if isinstance(effect, Ask | Inspect)]:
             effects = []
             for ask in asked:
+                if isinstance(ask, Inspect):
+                    effects += proposal.inspected(ask.record, {})
+                    continue
                 reached = accepting if isinstance(ask.request, MergeAccept) else called
                 peer = next(peer for peer in peers if peer.name == ask.peer)
                 reply = peer.answer(ask.request) if peers.index(peer) in reached else None

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from gossip.merge_chain import RECORDS
 from gossip.merge_member import PROMISE
-from gossip.merge_record import Link, genesis_hash, ranking, record_hash, sign_acknowledgement
+from gossip.merge_record import Link, genesis_hash, owners, ranking, record_hash, sign_acknowledgement
 from gossip.messages import (
     MERGE_PROTOCOL,
     Ballot,
@@ -332,6 +332,31 @@ async def test_inputs_of_another_size_cost_nobody_but_their_author(liar, autojum
         for n in honest:
             assert {peer for peer, _ in world[n].offences} <= {peer_named(liar)}
         assert told <= any((peer_named(liar), "shape") in world[n].offences for n in honest)
+
+
+@pytest.mark.parametrize("liar", range(4))
+async def test_a_sum_that_nobody_may_adopt_costs_its_owner_and_holds_nobody_up(liar, autojump_clock):
+    async with open_world(4, replicas=1) as world:
+        world[liar].numbers.absurd = True
+        first = proposer_of(world)
+        world.due(1)
+        with trio.fail_after(60):
+            for n in range(4):
+                if n != liar:
+                    await world[n].merger.wait_committed(1)
+        record = world[(liar + 1) % 4].merger.head_record.record
+        summed_by = {peer for per_fragment in owners_of(record) for peer in per_fragment}
+        assert peer_named(liar) not in summed_by
+        for n in range(4):
+            if n != liar:
+                assert {peer for peer, _ in world[n].offences} <= {peer_named(liar)}
+        if liar != first and peer_named(liar) not in {c.peer for c in record.contributors}:
+            assert (peer_named(liar), "norm") in world[first].offences
+
+
+def owners_of(record):
+    names = [contribution.peer for contribution in record.contributors]
+    return owners(record.parent, names, FRAGMENTS, 1)
 
 
 async def test_inputs_that_the_host_refuses_are_left_out(autojump_clock):
