@@ -192,7 +192,7 @@ class _Run:
                 world,
                 self._tell,
                 exact_loss=scenario.learner.kind == "quadratic",
-                founders=scenario.nodes,
+                founders=scenario.nodes - scenario.arrivals.later,
             )
             guards = checkers.build(world, self._fail)
             world.observers += [metrics, *guards]
