@@ -51,9 +51,9 @@ class Hardware:
 
 @dataclass(frozen=True, slots=True)
 class Strike:
-    """One fault at one time. ``number`` names its generator, which decides what is only known then."""
+    """One fault at one time. ``name`` is that of its generator, which decides what is only known then."""
 
-    number: int
+    name: str
     at_s: float
     for_s: float
     fault: Fault
@@ -124,10 +124,10 @@ def link(scenario: Scenario, seed: int, source: int, target: int) -> LinkModel:
 def plan(scenario: Scenario, seed: int) -> Plan:
     """Everything that can be known before the run begins."""
     calm_at_s = scenario.duration_s - scenario.liveness.last_s
-    strikes: list[tuple[float, float, Fault]] = []
+    strikes = []
     for number, fault in enumerate(scenario.fault):
         rng = generator(seed, "fault", number)
-        strikes.append((drawn(rng, fault.at_s), drawn(rng, fault.for_s), fault))
+        strikes.append(Strike(f"fault/{number}", drawn(rng, fault.at_s), drawn(rng, fault.for_s), fault))
     rates = {}
     spec = scenario.random_faults
     for kind in spec.kinds:
@@ -138,11 +138,10 @@ def plan(scenario: Scenario, seed: int) -> Plan:
         at_s = rng.expovariate(rate / 3600)
         while at_s < calm_at_s:
             for_s = drawn(rng, spec.for_s, logarithmic=True)
-            strikes.append((at_s, for_s, RANDOM_FAULTS[kind](rng)))
+            strikes.append(Strike(f"{kind}/{at_s}", at_s, for_s, RANDOM_FAULTS[kind](rng)))
             at_s += rng.expovariate(rate / 3600)
-    ordered = sorted(strikes, key=lambda strike: strike[0])
     return Plan(
-        strikes=tuple(Strike(number, *strike) for number, strike in enumerate(ordered)),
+        strikes=tuple(sorted(strikes, key=lambda strike: strike.at_s)),
         rates=rates,
         churn_per_hour=drawn(generator(seed, "churn"), scenario.churn.per_hour, logarithmic=True),
         calm_at_s=calm_at_s,

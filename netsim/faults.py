@@ -147,7 +147,7 @@ class Faults:
 
     async def _strike(self, strike: Strike) -> None:
         await trio.sleep_until(strike.at_s)
-        rng = generator(self._seed, "strike", strike.number)
+        rng = generator(self._seed, "strike", strike.name)
         targets = self._targets(strike, rng)
         until_s = strike.at_s + strike.for_s if strike.for_s else None
         kind = strike.fault.__struct_config__.tag
