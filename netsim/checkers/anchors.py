@@ -80,8 +80,8 @@ class ExactAverage(Watcher):
     def __init__(self, world: World, report: Report, pledges: Pledges) -> None:
         super().__init__(world, report)
         self._pledges = pledges
-        self._anchors: OrderedDict[bytes, bytes | None] = OrderedDict()
-        """What each record's anchor must hash to; None where strangers keep it from being known."""
+        self._seen: OrderedDict[bytes, None] = OrderedDict()
+        """Records that were checked."""
 
     def attach(self, machine: Machine, node: Node) -> None:
         """See the weights that are pledged, each committed record, and each anchor that is taken."""
@@ -104,7 +104,7 @@ class ExactAverage(Watcher):
         self.after(
             chain, "_follow", lambda _, name: self._check_record(machine, layout, name, chain.get(name))
         )
-        self.after(host, "_adopted", lambda _, adoption: self._check_adoption(machine, adoption))
+        self.after(host, "_adopted", lambda _, adoption: self._check_adoption(machine, layout, adoption))
 
     def _take_pledge(self, machine: Machine, layout: ParameterLayout, parent: bytes, pledge: Pledge) -> None:
         expected = [name_of(part.tobytes()) for part in cut(layout, pledge.values)]
@@ -118,8 +118,11 @@ class ExactAverage(Watcher):
         self, machine: Machine, layout: ParameterLayout, name: bytes, committed: CommittedRecord | None
     ) -> None:
         """A record that ``machine`` holds from now on, under the name that its chain has worked out."""
-        if committed is None or name in self._anchors:
+        if committed is None or name in self._seen:
             return
+        self._seen[name] = None
+        while len(self._seen) > RECORDS_KEPT:
+            self._seen.popitem(last=False)
         record = committed.record
         names = [contribution.peer for contribution in record.contributors]
         if names != sorted(set(names)):
@@ -131,63 +134,50 @@ class ExactAverage(Watcher):
                     f"record {short(name)} with a contribution that {contribution.peer} never pledged to it",
                     machine.number,
                 )
-        inputs = self._inputs(layout, record)
-        self._anchors[name] = (
-            None if inputs is None else self._check_results(machine, layout, name, record, inputs)
-        )
-        while len(self._anchors) > RECORDS_KEPT:
-            self._anchors.popitem(last=False)
+        summed_by = owners(record.parent, names, layout.fragments, self.world.spec.merge.replicas)
+        for fragment, result in enumerate(record.results):
+            # What only hostile members have summed, nobody can refute.
+            if any(map(self.is_honest, summed_by[fragment])):
+                self._check_result(machine, layout, record, fragment, result, name)
 
-    def _check_results(
+    def _check_result(
         self,
         machine: Machine,
         layout: ParameterLayout,
-        name: bytes,
         record: MergeRecord,
-        inputs: Sequence[Values],
-    ) -> bytes | None:
-        """What the anchor must hash to; None where only strangers have summed a fragment, whom nobody can refute."""
-        anchor = average(inputs, [contribution.weight for contribution in record.contributors])
-        names = [contribution.peer for contribution in record.contributors]
-        summed_by = owners(record.parent, names, layout.fragments, self.world.spec.merge.replicas)
-        checkable = True
-        for fragment, part in enumerate(cut(layout, anchor)):
-            if not any(self.is_honest(owner) for owner in summed_by[fragment]):
-                checkable = False
-            elif record.results[fragment] != name_of(part.tobytes()):
-                self.fail(
-                    f"fragment {fragment} of record {short(name)} is not the average of its inputs",
-                    machine.number,
-                )
-        return blake3(anchor.tobytes()).digest() if checkable else None
-
-    def _check_adoption(self, machine: Machine, adoption: Adoption) -> None:
-        expected = self._anchors.get(adoption.record_hash)
-        if expected is not None and hash_of(adoption.anchor) != expected:
+        fragment: int,
+        result: ShardRef,
+        name: bytes,
+    ) -> None:
+        inputs = [self._input(layout, record.parent, one, fragment) for one in record.contributors]
+        known = [values for values in inputs if values is not None]
+        if len(known) < len(inputs):
+            return
+        expected = average(known, [contribution.weight for contribution in record.contributors])
+        if result != name_of(expected.tobytes()):
             self.fail(
-                f"the anchor taken for record {short(adoption.record_hash)} is not its average",
+                f"fragment {fragment} of record {short(name)} is not the average of its inputs",
                 machine.number,
             )
 
-    def _inputs(self, layout: ParameterLayout, record: MergeRecord) -> list[Values] | None:
-        """The weights that went in, in the order of the record."""
-        found = [self._input(layout, record.parent, contribution) for contribution in record.contributors]
-        return None if any(values is None for values in found) else [v for v in found if v is not None]
+    def _check_adoption(self, machine: Machine, layout: ParameterLayout, adoption: Adoption) -> None:
+        parts = cut(layout, adoption.anchor.numpy())
+        if [name_of(part.tobytes()) for part in parts] != adoption.record.results:
+            self.fail(
+                f"the anchor taken for record {short(adoption.record_hash)} is not its results",
+                machine.number,
+            )
 
     def _input(
-        self, layout: ParameterLayout, parent: bytes, contribution: SignedContribution
+        self, layout: ParameterLayout, parent: bytes, contribution: SignedContribution, fragment: int
     ) -> Values | None:
+        """What one contributor put into one fragment; None when it is a stranger's and nobody honest holds it."""
         if (pledge := self._pledges.find(parent, contribution)) is not None:
-            return pledge.values
-        # A stranger's: whoever summed it still holds it.
-        parts = [self._held_anywhere(ref) for ref in contribution.inputs]
-        if any(part is None for part in parts):
-            return None
-        return np.concatenate([np.frombuffer(part, np.float32) for part in parts if part is not None])
-
-    def _held_anywhere(self, ref: ShardRef) -> bytes | None:
+            return cut(layout, pledge.values)[fragment]
+        ref = contribution.inputs[fragment]
         caches = (node.store._cache for _, node in self.running())
-        return next((cache[ref] for cache in caches if ref in cache), None)
+        data = next((cache[ref] for cache in caches if ref in cache), None)
+        return None if data is None else np.frombuffer(data, np.float32)
 
 
 class EqualBits(Watcher):
