@@ -73,12 +73,12 @@ class Asked:
 
     def changed(self, scenario: Scenario) -> Scenario:
         """``scenario`` with all the changes; the small form comes first."""
-        from netsim.registry import parse_changes, with_changes
+        from netsim.registry import parse_changes, small_form, with_changes
 
         if self.small and scenario.experiment is None:
             raise typer.BadParameter(f"{scenario.name} is no experiment, so it has no small form")
         if self.small and scenario.experiment is not None:
-            scenario = with_changes(scenario, scenario.experiment.small)
+            scenario = small_form(scenario)
         changes = {"nodes": self.nodes} if self.nodes is not None else {}
         if self.duration is not None:
             changes["duration_s"] = parse_duration_s(self.duration)
@@ -126,8 +126,8 @@ def run(
 
     asked = Asked(scenario, nodes, duration, settings or [], small)
     base = load_scenario(scenario)
-    chosen = _seeds(seed, seeds, base)
     changed = asked.changed(base)
+    chosen = _seeds(seed, seeds, changed)
     check_scenario(changed)
     jobs = _jobs(changed, chosen, trace)
     processes = _processes(jobs, processes)

@@ -16,7 +16,7 @@ import msgspec
 
 from netsim.draw import RANDOM_FAULTS
 from netsim.experiments import CRITERIA
-from netsim.registry import ScenarioError, variant_of, with_changes
+from netsim.registry import ScenarioError, small_form, variant_of
 from netsim.results import METRICS
 from netsim.scenario import NODES_MAX, Attack, Fault, Join, Scenario
 from netsim.topology import draw_topology
@@ -46,12 +46,12 @@ def check_scenario(scenario: Scenario) -> None:
     forms = [(scenario.name, scenario)]
     if scenario.experiment is not None:
         _check_criterion(scenario)
-        small = with_changes(scenario, scenario.experiment.small)
-        for variant in scenario.experiment.variants:
-            forms.append((f"{scenario.name}, variant {variant.name}", variant_of(scenario, variant.name)))
-            forms.append(
-                (f"{scenario.name} --small, variant {variant.name}", variant_of(small, variant.name))
-            )
+        for name, whole in ((scenario.name, scenario), (f"{scenario.name} --small", small_form(scenario))):
+            assert whole.experiment is not None
+            forms += [
+                (f"{name}, variant {variant.name}", variant_of(whole, variant.name))
+                for variant in whole.experiment.variants
+            ]
     for name, form in forms:
         for what, why, fix in _problems(form):
             raise ScenarioError(f"cannot run the scenario {name}: {what}", why=why, fix=fix)

@@ -67,13 +67,13 @@ class Learning:
         """A scheduled merge has come due and changed nothing yet."""
         self._at_merge = self._look()
 
-    def sample(self, mixes_per_node: float) -> Lesson | None:
-        """The swarm now, after so many mixes; None where accuracy means nothing, or nobody is up."""
+    def sample(self) -> Lesson | None:
+        """The swarm now; None where accuracy means nothing, or nobody is up."""
         lesson = self._look()
         if lesson is not None and math.isnan(self._steps_to_goal) and lesson.local_accuracy >= GOAL:
             self._steps_to_goal = statistics.fmean(node.trainer.step for node in self._up())
         if not self.world.spec.merge.points:
-            self._follow(mixes_per_node)
+            self._follow_mixing()
         return lesson
 
     def summary(self) -> dict[str, float]:
@@ -123,15 +123,17 @@ class Learning:
             variance_ratio=statistics.fmean(ratios),
         )
 
-    def _follow(self, mixes_per_node: float) -> None:
+    def _follow_mixing(self) -> None:
         """Keep where mixing began, and the last moment before rounding is all there is to see."""
-        if len(self._up()) < 2:
+        up = self._up()
+        if len(up) < 2:
             return
+        mixes = statistics.fmean(node.exchanger.mixes for node in up)
         mean, deviation = self._mean_model()
-        if not mixes_per_node:
+        if not mixes:
             self._first = mean, deviation
         elif self._first is not None and deviation > DEVIATION_MIN * self._first[1]:
-            self._last = mean, deviation, mixes_per_node
+            self._last = mean, deviation, mixes
 
 
 def _labelled(node: Node) -> bool:

@@ -153,7 +153,7 @@ class Metrics:
             self._bytes_per_s_peak = max(self._bytes_per_s_peak, rate)
             self._up_s += elapsed_s * len(up)
         self._last_sample_s, self._bytes_last = now_s, sum(bytes_sent)
-        lesson = self._learning.sample(self._mixes_per_node())
+        lesson = self._learning.sample()
         return Sample(
             seed=seed,
             variant=variant,
@@ -169,11 +169,6 @@ class Metrics:
             merged_accuracy=lesson.merged_accuracy if lesson else None,
             variance_ratio=lesson.variance_ratio if lesson else None,
         )
-
-    def _mixes_per_node(self) -> float:
-        """Of the time that machines were up: as many as one that was always up would have."""
-        mixes = self._mixes + sum(machine.node.exchanger.mixes for machine in self.world.up() if machine.node)
-        return mixes * trio.current_time() / max(self._up_s, 1e-9)
 
     def _loss(self, node: Node) -> float | None:
         loss = node.trainer.evaluate() if self.exact_loss else node.loss
@@ -205,7 +200,7 @@ class Metrics:
             "join_rounds_max": float(max(self._join_rounds(), default=0)),
             "bytes_per_node": sum(machine.bytes_sent for machine in machines) / len(machines),
             "bytes_per_s_peak": self._bytes_per_s_peak,
-            "mixes_per_node": self._mixes_per_node(),
+            "mixes_per_node": mixes * now_s / node_s,
             "mix_failure_share": failed / max(1, mixes + failed),
             "up_share": node_s / (len(machines) * max(now_s, 1e-9)),
             "messages": float(self.world.network.messages),

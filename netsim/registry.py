@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 import tomli_w
+from msgspec.structs import replace
 
 from netsim.scenario import Scenario
 from p2p.errors import GossamerError
@@ -120,6 +121,21 @@ def variant_of(scenario: Scenario, name: str) -> Scenario:
         if (near := nearest(name, names))
         else f"gossamer sim run {scenario.name}",
     )
+
+
+def small_form(scenario: Scenario) -> Scenario:
+    """An experiment's small form: its changes made, only the variants that belong to it. Raises ScenarioError."""
+    assert scenario.experiment is not None, "only experiments have a small form"
+    small = with_changes(scenario, scenario.experiment.small)
+    assert small.experiment is not None
+    variants = tuple(variant for variant in small.experiment.variants if variant.small)
+    if not variants:
+        raise ScenarioError(
+            f"no variant of {scenario.name} belongs to its small form",
+            why="an experiment without variants compares nothing",
+            fix="leave small = false out where a variant costs little",
+        )
+    return replace(small, experiment=replace(small.experiment, variants=variants))
 
 
 def _folder() -> Path:

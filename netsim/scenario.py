@@ -257,6 +257,8 @@ class Variant(_Section, frozen=True, kw_only=True):
     name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._ =,-]{0,63}\Z")]
     change: dict[str, Setting]
     """Dotted key -> value, as for ``--set``."""
+    small: bool = True
+    """Whether the small form has it too."""
 
 
 class ExperimentSpec(_Section, frozen=True, kw_only=True):
@@ -267,7 +269,7 @@ class ExperimentSpec(_Section, frozen=True, kw_only=True):
     seeds: Annotated[int, Meta(ge=1, le=1000)] = 3
     variants: Annotated[tuple[Variant, ...], Meta(min_length=1, max_length=64)]
     small: dict[str, Setting] = {}
-    """Changes that make it a test of minutes; ``--small`` applies them first."""
+    """Changes that make it a test of a minute, ``experiment.seeds`` among them; ``--small`` applies them first."""
 
 
 class Scenario(_Section, frozen=True, kw_only=True):
