@@ -238,14 +238,14 @@ class Faults:
         async with trio.open_nursery() as nursery:
             for machine in targets:
                 before, own = rng.random() < 0.5, random.Random(rng.random())
-                disk = machine.disk
-                if disk.on_operation is None and disk.on_effect is None:
-                    nursery.start_soon(self._crash_one, machine, operation, before, for_s, own)
+                nursery.start_soon(self._crash_one, machine, operation, before, for_s, own)
 
     async def _crash_one(
         self, machine: Machine, operation: int, before: bool, for_s: float, rng: random.Random
     ) -> None:
         disk = machine.disk
+        if disk.on_operation is not None or disk.on_effect is not None:
+            return
         down = trio.Event()
 
         def pull_the_plug() -> None:
