@@ -170,7 +170,7 @@ class Links:
         record = self._book.record(peer)
         if record is None or self._ledger.banned(peer):
             raise PeerUnreachable(f"{peer} is {'banned' if record else 'at no known address'}")
-        while len(self._transport.peers()) >= self._limits.peers_max - 1:
+        while len(self._transport.peers() | self._dialling) >= self._limits.peers_max - 1:
             await self._let_go(unused_s=0.0)
             await trio.sleep(MAKE_ROOM_S)
         await self._dial(record)

@@ -133,10 +133,13 @@ async def test_everybody_can_be_reached_though_few_can_be_connected_at_once(auto
                 await stack.enter_async_context(World(network).node(identity, bootstrap=known, limits=limits))
             )
         await wait_for(lambda: all(len(node.table.authors()) == len(crowd) for node in nodes))
-        for identity in crowd[1:]:
-            with trio.fail_after(30):
+        with trio.fail_after(60):
+            for identity in crowd[1:]:
                 await nodes[0].links.reach(identity.peer)
-            await trio.sleep(1)
+                await trio.sleep(1)
+            async with trio.open_nursery() as nursery:  # and all at once, as a proposer does
+                for identity in crowd[2:]:
+                    nursery.start_soon(nodes[1].links.reach, identity.peer)
         await trio.sleep(20)
         assert all(3 <= len(node.links.neighbours) <= 6 for node in nodes)
 
