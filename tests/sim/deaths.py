@@ -1,7 +1,8 @@
 """A swarm of three that exchanges, merges twice and is done within seven virtual seconds; one of them dies and returns.
 
 What must hold wherever it dies: nothing of the process is left, nobody keeps a stream to it, its disk lets it go on,
-the checkers find nothing, all come to one chain, and the next merge has everybody in it.
+the checkers find nothing, all come to one chain, and the next merge has everybody in it. The same holds when a time
+limit is up at any step.
 """
 
 import math
@@ -62,9 +63,11 @@ class Story:
 
     wrong: list[str] = field(default_factory=list)
     steps: int = 0
-    """Of the tasks of the victim's last process, up to the end of the run."""
+    """Of the tasks of the victim's last process, until all were done."""
     operations: int = 0
     """Of its disk, in its last life."""
+    limits: int = 0
+    """Time limits that were up before their time."""
 
 
 def live(*deaths: Death, victim: int = 1, seed: int = 1) -> Story:
@@ -82,20 +85,51 @@ def live(*deaths: Death, victim: int = 1, seed: int = 1) -> Story:
         trio.lowlevel.add_instrument(counter)
         operations = machine.disk.operations
         switch_on(world, machine)
-        with trio.move_on_after(DONE_S) as patience:
-            while not all_done(world):
-                await trio.sleep(0.1)
+        wrong = await until_done(world)
         story.steps = counter.steps
         story.operations = machine.disk.operations - operations
-        if patience.cancelled_caught:
-            story.wrong.append("the run is not done: " + "; ".join(map(state_of, nodes_of(world))))
-            return
-        report = await nodes_of(world)[0].merges.merge_now(MERGE_S)
-        if len(report.contributors) < MACHINES:
-            story.wrong.append(f"the next merge has {len(report.contributors)} members in it")
+        story.wrong += wrong or await merge_once_more(world)
 
     story.wrong += map(str, simulate(script, machines=MACHINES, seed=seed, spec=SPEC))
     return story
+
+
+def with_patience_lost(step: float, *, victim: int = 1, seed: int = 1) -> Story:
+    """The run in which nobody dies, but a time limit around what one machine is about to do is up before its time."""
+    story = Story()
+
+    async def script(world: World) -> None:
+        def expire() -> None:
+            status = trio.lowlevel.current_task()._cancel_status
+            while status is not None and status._scope.deadline == math.inf:
+                status = status._parent
+            if status is not None:
+                story.limits += 1
+                status._scope.cancel()
+
+        trio.lowlevel.add_instrument(StepCounter(world.machines[victim], at=step, action=expire))
+        for machine in world.machines:
+            switch_on(world, machine)
+        story.wrong += await until_done(world) or await merge_once_more(world)
+
+    story.wrong += map(str, simulate(script, machines=MACHINES, seed=seed, spec=SPEC))
+    return story
+
+
+async def until_done(world: World) -> list[str]:
+    """Let all that is left to do be done; returns what is wrong when it is not."""
+    with trio.move_on_after(DONE_S):
+        while not all_done(world):
+            await trio.sleep(0.1)
+        return []
+    return ["the run is not done: " + "; ".join(map(state_of, nodes_of(world)))]
+
+
+async def merge_once_more(world: World) -> list[str]:
+    """One merge that nothing stands in the way of; returns what is wrong when not everybody is in it."""
+    report = await nodes_of(world)[0].merges.merge_now(MERGE_S)
+    missing = MACHINES - len(report.contributors)
+    return [f"{missing} are missing in the next merge"] if missing else []
 
 
 async def one_life(world: World, machine: Machine, death: Death) -> list[str]:

@@ -1,4 +1,7 @@
-"""Wherever between two checkpoints a process is cancelled, killed or told to stop: nothing of it is left, all go on."""
+"""Wherever between two checkpoints a process is cancelled, killed or told to stop: nothing of it is left, all go on.
+
+Nor does it matter where between them a time limit within a process is up.
+"""
 
 from unittest.mock import patch
 
@@ -7,7 +10,7 @@ import trio
 
 from netsim.world import World
 from node.node import Node
-from tests.sim.deaths import VERBS, Death, Story, live
+from tests.sim.deaths import VERBS, Death, Story, live, with_patience_lost
 
 SAMPLED = 24
 """Of each way to end; ``slow`` tries every step there is."""
@@ -36,6 +39,12 @@ def test_a_process_can_end_at_any_step(verb: str, undisturbed: Story) -> None:
     assert wrong_at(verb, range(first, undisturbed.steps, stride)) == {}
 
 
+def test_a_time_limit_can_be_up_at_any_step(undisturbed: Story) -> None:
+    stories = {step: with_patience_lost(step) for step in range(0, undisturbed.steps, 16)}
+    assert {step: story.wrong for step, story in stories.items() if story.wrong} == {}
+    assert sum(story.limits for story in stories.values()) > 10, "not every step is within a limit"
+
+
 def test_a_task_that_does_not_end_is_found() -> None:
     async def beat_on(node: Node) -> None:
         while True:
@@ -53,3 +62,10 @@ def test_a_task_that_does_not_end_is_found() -> None:
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_process_can_end_at_every_step(verb: str, undisturbed: Story) -> None:
     assert wrong_at(verb, range(undisturbed.steps)) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_time_limit_can_be_up_at_every_step(undisturbed: Story) -> None:
+    stories = {step: with_patience_lost(step) for step in range(undisturbed.steps)}
+    assert {step: story.wrong for step, story in stories.items() if story.wrong} == {}
