@@ -25,6 +25,8 @@ from p2p.errors import GossamerError
 
 FOLDER = "shards"
 CACHE_BYTES = 256 << 20
+_SYNCING = "being synced"
+"""Pins a shard that is written once more."""
 
 log = structlog.get_logger()
 
@@ -80,6 +82,8 @@ class StoreStatistics:
 class _Held:
     outline: Outline | None = None
     """Known once the bytes have been checked in this life."""
+    synced: bool = False
+    """Whether this life has made them durable."""
     owners: set[str] = field(default_factory=set)
 
 
@@ -124,10 +128,16 @@ class ShardStore:
                 await self._write(_path_of(ref), data, sync=sync)
                 self._held[ref] = _Held()
                 self._bytes_held += ref.size
-            elif sync:
-                await self._write(_path_of(ref), data, sync=True)
+            elif sync and not self._held[ref].synced:
+                self.pin(ref, _SYNCING)  # What is written again must not make room for itself.
+                try:
+                    await self._write(_path_of(ref), data, sync=True)
+                finally:
+                    self._held[ref].owners.discard(_SYNCING)
+            held = self._held[ref]
+            held.outline = outline
+            held.synced |= sync
             self._held.move_to_end(ref)
-            self._held[ref].outline = outline
             if owner is not None:
                 self.pin(ref, owner)
             self._remember(ref, data)

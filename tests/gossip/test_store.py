@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gossip.messages import CHUNK_BYTES, Outline, ShardRef
-from gossip.store import ShardMissing, ShardStore, StoreFull, chunk_count, chunk_size, outline_of
+from gossip.store import FOLDER, ShardMissing, ShardStore, StoreFull, chunk_count, chunk_size, outline_of
+from netsim.determinism import SimClock
+from netsim.disk import SimDisk
 from p2p.codec import encode
 from tests.gossip.world import MemoryDisk
 
@@ -140,3 +142,27 @@ async def test_what_an_owner_releases_is_gone_unless_somebody_else_wants_it() ->
     assert [await store.get(ref) for ref in (shared, free)] == [ours, kept]
     assert store.statistics().shards == 2
     assert len(await disk.list("shards")) == 2
+
+
+async def test_a_shard_becomes_durable_once_it_is_asked_to(autojump_clock: SimClock) -> None:
+    disk = SimDisk()
+    store = ShardStore(disk, quota_bytes=1000)
+    ref = await store.put(b"x" * 100)
+    path = f"{FOLDER}/{ref.root.hex()}-100"
+    assert disk.is_unsynced(path)
+    await store.put(b"x" * 100, sync=True)
+    assert not disk.is_unsynced(path)
+    operations = disk.operations
+    await store.put(b"x" * 100, sync=True)
+    assert disk.operations == operations, "it is durable already"
+
+
+async def test_what_is_made_durable_makes_no_room_for_itself(autojump_clock: SimClock) -> None:
+    disk = SimDisk(capacity_bytes=150)
+    store = ShardStore(disk, quota_bytes=1000)
+    ref = await store.put(b"x" * 100)
+    with pytest.raises(StoreFull):
+        await store.put(b"x" * 100, sync=True)
+    assert await store.get(ref) == b"x" * 100
+    assert disk.files_in(FOLDER)
+    assert store.statistics().bytes_pinned == 0
