@@ -125,6 +125,8 @@ class MergeMember:
         if self._state.parent in self._chain.lost:
             # The promise is for a link beyond the records that are left, and took the place of those for links before.
             self._voiceless = ({self._chain.head} | self._chain.lost) - {self._state.parent}
+        if (accepted := self._acceptor(self._chain.link).accepted) is not None:
+            self._host.hold(accepted.record)
 
     @property
     def promised(self) -> Ballot | None:
@@ -228,6 +230,8 @@ class MergeMember:
         self._heard(request.ballot)
         holders = [peer, *map(PeerId, request.holders)]
         await self._work.verify_and_obtain(record, request.disputed, holders, request.timeout_s)
+        # Whoever has accepted a record may be the last that holds its results when it has to be proposed again.
+        await self._host.secure(record)
         async with self._promising:
             proposal = AcceptedRecord(ballot=request.ballot, record=record)
             state, outbid = accept(self._acceptor(link), proposal)

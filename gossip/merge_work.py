@@ -65,6 +65,15 @@ class MergeHost(Protocol):
     async def fetch(self, ref: ShardRef, holders: Sequence[PeerId], timeout_s: float) -> None:
         """Bring a shard into the store, from any of ``holders``. Raises GossamerError or OSError."""
 
+    def hold(self, record: MergeRecord) -> None:
+        """Let go of no result of ``record``, as far as they are in the store, before its link is decided."""
+
+    async def secure(self, record: MergeRecord) -> None:
+        """Hold all results, which are in the store, and have them survive power loss.
+
+        Raises GossamerError or OSError when they would not.
+        """
+
     async def adopt(
         self, committed: CommittedRecord, record_hash: bytes, contributed: bool, *, duration_s: float
     ) -> None:

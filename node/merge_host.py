@@ -2,7 +2,8 @@
 
 Owns the anchor (the weights of the last committed merge) and the rule that takes it into the live weights,
 ``live <- anchor + (live - own contribution)``. The agreement itself is ``gossip.merging``; the arithmetic is
-``training.merge_math``. Inputs stay pinned until a commit, results for two more merges.
+``training.merge_math``. Inputs stay pinned until a commit, results for two more merges. The results of a record are
+durable before its acceptance is said: others may have to fetch them from here alone.
 
 Bits: everything that must be equal on all members is computed on the CPU from shard bytes, in the order of the record.
 """
@@ -37,6 +38,8 @@ log = structlog.get_logger()
 
 MERGES_KEPT = 3
 """Merges whose results stay pinned: the newest and two before it, for members that catch up."""
+ACCEPTED_KEPT = 2
+"""Records accepted on one link whose results stay pinned: the one that stands, and one on its way to replace it."""
 RESULT_TIMEOUT_S = 60.0
 WIRE: Wire = "fp32"
 """Merges are exact: contributions and results travel unrounded."""
@@ -89,6 +92,9 @@ class NodeMergeHost:
         self._adopted = adopted
         self._contributions: dict[bytes, Contribution] = {}
         self._pinned_results: deque[str] = deque()
+        self._accepted: deque[str] = deque()
+        """Under what the results of records are pinned that were accepted here and may be decided."""
+        self._accepted_serial = 0
         self.tokens_at_anchor = tokens_at_anchor
         self.anchor: torch.Tensor | None = None
         """Flat fp32 weights of the last committed merge, or None before the first."""
@@ -124,6 +130,22 @@ class NodeMergeHost:
         if not self._store.holds(ref):
             data = await self._fetcher.fetch(ref, holders, timeout_s=timeout_s)
             await self._store.put(data)
+
+    def hold(self, record: MergeRecord) -> None:
+        """Pin the results, as far as they are in the store, until the link is decided."""
+        self._accepted_serial += 1
+        owner = f"accepted/{self._accepted_serial}"
+        for ref in record.results:
+            self._store.pin(ref, owner)
+        self._accepted.append(owner)
+        while len(self._accepted) > ACCEPTED_KEPT:
+            self._store.unpin(self._accepted.popleft())
+
+    async def secure(self, record: MergeRecord) -> None:
+        """Pin the results and have them survive power loss. Raises ShardMissing, StoreFull or OSError."""
+        self.hold(record)
+        for ref in record.results:
+            await self._store.put(await self._store.get(ref), sync=True)
 
     async def sum_fragment(self, fragment: int, inputs: Sequence[tuple[PeerId, ShardRef, int]]) -> ShardRef:
         """The weighted average of one fragment's inputs, in the order given, stored.
@@ -189,6 +211,8 @@ class NodeMergeHost:
         contribution = await self._assemble(own.inputs) if own is not None else None
         await self._take(committed.record, record_hash, contribution, rebase=True, duration_s=duration_s)
         await self._forget_inputs(committed.record)
+        while self._accepted:
+            await self._store.release(self._accepted.popleft())
 
     async def _forget_inputs(self, record: MergeRecord) -> None:
         """A decided link needs no inputs: not its own, and not those offered to links of a branch left behind."""

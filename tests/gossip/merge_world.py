@@ -16,7 +16,7 @@ from blake3 import blake3
 
 from gossip.merge_work import ResultRefused
 from gossip.merging import InputRefused, Merger
-from gossip.messages import CommittedRecord, Contribution, ShardRef
+from gossip.messages import CommittedRecord, Contribution, MergeRecord, ShardRef
 from netsim.network import SimHost, SimNetwork, open_sim_network
 from p2p.errors import GossamerError
 from p2p.limits import Limits
@@ -95,6 +95,14 @@ class IntegerHost:
         await trio.sleep(0.01)
         total = sum(weight * self.value(ref) for _, ref, weight in inputs)
         return self.keep(total + (fragment in self.lies_about) + 2 * ABSURD * self.absurd)
+
+    def hold(self, record: MergeRecord) -> None:
+        """Nothing here is ever let go of."""
+
+    async def secure(self, record: MergeRecord) -> None:
+        """Shards here outlive every crash, unless the disk is full."""
+        if self.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
 
     async def check_result(self, fragment: int, ref: ShardRef) -> None:
         """Integers within reason are welcome."""
