@@ -17,7 +17,7 @@ from gossip.ledger import PEERS_MAX
 from gossip.messages import NOTICE_BODIES
 from gossip.store import FOLDER
 from netsim.checkers.base import Machine, Report, Watcher, World, tasks_under
-from node.merge_host import MERGES_KEPT
+from node.merge_host import ACCEPTED_KEPT, MERGES_KEPT
 from node.node import Node
 from p2p.transport import Transport
 
@@ -98,6 +98,7 @@ class Bounded(Watcher):
         pins = Counter(pin.partition("/")[0] for pin in self._pins(node))
         yield "links with inputs pinned", pins["merge-inputs"], CONTRIBUTIONS_MAX
         yield "anchors pinned", pins["anchor"], MERGES_KEPT + 1
+        yield "accepted records pinned", pins["accepted"], ACCEPTED_KEPT + 1
         snapshots = node.snapshots._kept_max * node.trainer.layout.fragments
         yield "snapshots pinned", pins["snapshot"], snapshots + 1
         yield "snapshots kept", sum(map(len, node.snapshots._kept.values())), snapshots + 1

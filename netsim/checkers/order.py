@@ -12,8 +12,9 @@ from gossip.merge_acceptor import AcceptorState
 from gossip.merge_chain import MergeChain
 from gossip.merge_member import PROMISE
 from gossip.merge_record import Link, electorate
-from gossip.messages import Ballot, Heartbeat, Message, Notice
+from gossip.messages import Ballot, Heartbeat, MergeRecord, Message, Notice
 from gossip.notices import Verdict
+from gossip.store import FOLDER
 from netsim.checkers.base import Machine, Report, Watcher, World, short
 from node.life import PATH as NODE_STATE
 from node.node import Node
@@ -109,7 +110,8 @@ class Agreement(Watcher):
 
     Two records of one link are allowed only where the quorums of their electorates need not meet: after a partition
     so long that each side counts the other as absent, or at genesis. A promise or acceptance is on disk before it is
-    said, and counts in every later life (Lamport, "Paxos Made Simple", 2001, section 2.2).
+    said, with all results of what is accepted, and counts in every later life (Lamport, "Paxos Made Simple", 2001,
+    section 2.2).
     """
 
     name = "agreement"
@@ -168,9 +170,20 @@ class Agreement(Watcher):
             )
         if PROMISE not in machine.disk.damaged and machine.disk.is_unsynced(PROMISE):
             self.fail(f"gave its word {where} before it was on disk", machine.number)
+        if state.accepted is not None and state.accepted != before.accepted:
+            self._check_results(machine, state.accepted.record)
         self._words[machine.number, parent] = state
         while len(self._words) > LINKS_KEPT * len(self.world.machines):
             self._words.popitem(last=False)
+
+    def _check_results(self, machine: Machine, record: MergeRecord) -> None:
+        """Whoever accepts a record may be the only one to bring its results to those who decide."""
+        disk = machine.disk
+        held = disk.files_in(FOLDER)
+        for ref in record.results:
+            path = f"{FOLDER}/{ref.root.hex()}-{ref.size}"
+            if path not in disk.damaged and (path not in held or disk.is_unsynced(path)):
+                self.fail(f"accepted a record before {path} was on disk", machine.number)
 
 
 def ballot_of(ballot: Ballot | None) -> tuple[int, str]:

@@ -24,6 +24,8 @@ OFF_S = SUSPECT_S_MAX + 30.0
 """Nobody takes a member for alive that has been off for this long."""
 OBSERVERS_MAX = 16
 """Nodes whose view is looked at; of a larger swarm others come next."""
+HEALED_S = 30.0
+"""Connections across what was cut, and trust in whoever was silent, are back by now."""
 COMMIT_S = 120.0
 """A merge that is wanted is committed within this time: calls, sums and a few attempts at them."""
 MERGES_TO_AGREE = 3
@@ -112,7 +114,7 @@ class Progress(Watcher):
         """Measure how long the swarm has been waiting for a commit it could have."""
         nodes = [node for _, node in self.running()]
         height = max((node.merger.head_height for node in nodes), default=-1)
-        able = is_calm(self.world, now_s, SETTLED_S) and wants_merge(nodes) and has_quorum(nodes)
+        able = is_calm(self.world, now_s, HEALED_S) and wants_merge(nodes) and has_quorum(nodes)
         if height > self._height or not able:
             self._height, self._waiting_since_s = max(height, self._height), None
         elif self._waiting_since_s is None:

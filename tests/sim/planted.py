@@ -22,7 +22,7 @@ from gossip.merge_acceptor import AcceptorState
 from gossip.merge_member import MergeMember
 from gossip.merge_proposer import Effect, Proposal
 from gossip.merge_record import Link
-from gossip.messages import AcceptedRecord, Ballot, Heartbeat, Notice, Outbid, Outline, ShardRef
+from gossip.messages import AcceptedRecord, Ballot, Heartbeat, MergeRecord, Notice, Outbid, Outline, ShardRef
 from gossip.notices import NoticeTable, Verdict
 from gossip.shard_transfer import _Job
 from netsim.quadratic import Quadratic
@@ -93,6 +93,15 @@ def promise_not_synced() -> contextlib.AbstractContextManager[object]:
             await honest(member, link, state)
 
     return patch.object(MergeMember, "_write", write)
+
+
+def results_not_synced() -> contextlib.AbstractContextManager[object]:
+    """A member accepts a record whose results a power cut can take from it."""
+
+    async def secure(host: NodeMergeHost, record: MergeRecord) -> None:
+        host.hold(record)
+
+    return patch.object(NodeMergeHost, "secure", secure)
 
 
 @contextlib.contextmanager

@@ -87,6 +87,7 @@ BUGS = [
     Bug(planted.old_notices_accepted, "monotonic", LIARS.format(name="replays")),
     Bug(planted.state_not_synced, "monotonic"),
     Bug(planted.promise_not_synced, "agreement"),
+    Bug(planted.results_not_synced, "agreement"),
     Bug(planted.nan_check_gone, "finite", LIARS.format(name="nan-fragments")),
     Bug(planted.merge_set_unsorted, "exact-average"),
     Bug(planted.duplicate_counted, "exact-average"),
