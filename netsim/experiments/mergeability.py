@@ -7,6 +7,7 @@ their own weights or with shared ones, and the chance with which an exchange tha
 from __future__ import annotations
 
 import re
+import statistics
 from collections.abc import Sequence
 
 from netsim.experiments.verdict import Results, Verdict
@@ -17,8 +18,8 @@ NAME = re.compile(r"start=(own|shared) p=([0-9.]+)")
 NO_MODEL = 0.25
 """Of ten classes, a merged model that tells no more is none."""
 GOOD_MODEL = 0.85
-GAIN_MIN = 0.1
-"""What a merge must add to the accuracy of rare mixing at the least."""
+GAIN_MIN = 0.05
+"""What a merge must add to the accuracy of nodes that mix rarely, mean over the seeds."""
 SAME = 0.02
 """How far what is measured before a merge may be from what it then brings: some steps pass between."""
 
@@ -56,7 +57,7 @@ def judge(results: Sequence[SeedResult]) -> Verdict:
     passed = (
         never < NO_MODEL
         and seldom > GOOD_MODEL
-        and min(gains.get(rare, [0.0]), default=0.0) >= GAIN_MIN
+        and statistics.fmean(gains.get(rare) or [0.0]) >= GAIN_MIN
         and all(gain > 0 for variant in mixed for gain in gains[variant])
         and all(_foretold(found, variant) for variant in found.variants)
     )

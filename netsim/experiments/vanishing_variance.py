@@ -77,7 +77,9 @@ def _learns(found: Results, setting: str) -> bool:
     ratios = found.values(variant, "variance_ratio_min")
     if len(steps) < found.seeds(variant) or not steps or min(ratios) < RATIO_KEPT:
         return False
-    alone = found.median(f"{setting} none", "steps_to_80")
+    # Who learns alone has no graph: settings that differ by it share what a depth comes to without mixing.
+    reference = f"{setting} none" if f"{setting} none" in found else f"{setting.split(' ')[0]} none"
+    alone = found.median(reference, "steps_to_80")
     return math.isnan(alone) or found.median(variant, "steps_to_80") <= SLOWER_MAX * alone
 
 
