@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from contextlib import closing
 from types import UnionType
 from typing import TypeVar
 
@@ -24,8 +25,9 @@ import trio
 
 from gossip.ledger import PeerLedger
 from gossip.messages import SYNC_PROTOCOL, Heartbeat, InStep, Notice, Notices, Probe, Swap, Versions
-from gossip.notices import NOTICE_OVERHEAD_BYTES, Key, NoticeTable, Verdict, parse_keys, parse_versions
+from gossip.notices import NOTICE_OVERHEAD_BYTES, NoticeTable, Verdict, parse_keys, parse_versions
 from p2p.errors import MalformedMessage, StreamBroken, TransportError
+from p2p.flow import FlowStream
 from p2p.frames import receive_message, send_message
 from p2p.limits import Limits
 from p2p.transport import PeerId, PeerUp, Transport
@@ -84,10 +86,10 @@ class AntiEntropy:
     async def run(self) -> None:
         """Serve and start rounds until cancelled."""
         self._transport.serve(SYNC_PROTOCOL, self._answer)
+        self._notices.on_change(self._watch_for_news)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._meet_regularly, nursery)
             nursery.start_soon(self._meet_newcomers, nursery)
-            nursery.start_soon(self._watch_for_news)
             nursery.start_soon(self._spread_news, nursery)
 
     async def reconcile_with_all(self) -> None:
@@ -112,19 +114,14 @@ class AntiEntropy:
             if isinstance(event, PeerUp) and event.outbound:
                 nursery.start_soon(self._meet, event.peer)
 
-    async def _watch_for_news(self) -> None:
-        with self._notices.changes() as changes:
-            async for keys in changes:
-                for key in filter(self._is_news, keys):
-                    own = key[0] == self._transport.local.peer
-                    self._news_fanout = max(
-                        self._news_fanout, OWN_NEWS_FANOUT if own else RELAYED_NEWS_FANOUT
-                    )
-                    self._news.set()
+    def _watch_for_news(self, author: PeerId, kind: str) -> None:
+        if self._is_news(author, kind):
+            own = author == self._transport.local.peer
+            self._news_fanout = max(self._news_fanout, OWN_NEWS_FANOUT if own else RELAYED_NEWS_FANOUT)
+            self._news.set()
 
-    def _is_news(self, key: Key) -> bool:
+    def _is_news(self, author: PeerId, kind: str) -> bool:
         """Whether a change is worth an early round; a heartbeat that only counts on is not."""
-        author, kind = key
         if kind != "heartbeat":
             return self._notices.get(author, kind) is not None
         beat = self._notices.body_of(author, kind, Heartbeat)
@@ -170,7 +167,7 @@ class AntiEntropy:
         try:
             with trio.fail_after(self._limits.call_timeout_s):
                 stream = await self._transport.open_stream(peer, SYNC_PROTOCOL)
-                async with stream:
+                with closing(stream):
                     await self._ask(peer, stream)
             self.rounds += 1
         except MalformedMessage as error:
@@ -181,7 +178,7 @@ class AntiEntropy:
             self.rounds_failed += 1
             log.debug("round failed", peer=peer, error=str(error))
 
-    async def _ask(self, peer: PeerId, stream: trio.abc.HalfCloseableStream) -> None:
+    async def _ask(self, peer: PeerId, stream: FlowStream) -> None:
         await send_message(stream, Probe(digest=self._notices.digest()))
         match await self._receive(stream, InStep | Versions):
             case Versions(registers=registers):
@@ -193,7 +190,7 @@ class AntiEntropy:
                 answer = await self._receive(stream, Notices)
                 offer_all(answer.notices, peer, self._notices, self._ledger)
 
-    async def _answer(self, peer: PeerId, stream: trio.abc.HalfCloseableStream) -> None:
+    async def _answer(self, peer: PeerId, stream: FlowStream) -> None:
         if self._ledger.banned(peer):
             return
         try:
@@ -211,7 +208,7 @@ class AntiEntropy:
             self._ledger.note(peer, "malformed", error.what)
             raise
 
-    async def _receive(self, stream: trio.abc.ReceiveStream, message_type: type[T] | UnionType) -> T:
+    async def _receive(self, stream: FlowStream, message_type: type[T] | UnionType) -> T:
         message = await receive_message(stream, message_type, bytes_max=self._limits.frame_bytes_max)
         if message is None:
             raise StreamBroken("the peer ended the round early")

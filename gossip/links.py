@@ -48,6 +48,8 @@ from p2p.rpc import call, serve_calls
 from p2p.transport import PeerDown, PeerEvent, PeerId, PeerRecord, Transport
 
 LOOK_S = 1.0
+CALM_LOOK_S = 10.0
+"""Between two looks while no link is missing, new or one too many; whatever changes that ends the wait."""
 DIALS_MAX = 8
 """Dials in flight at once."""
 EXPLORE_S = 20.0
@@ -144,6 +146,7 @@ class Links:
     async def run(self) -> None:
         """Serve greetings and keep the links until cancelled."""
         self._ledger.on_ban(lambda peer, problem: self._wake.set())
+        self._notices.on_change(self._learn_addresses)
         serve_calls(
             self._transport,
             HELLO_PROTOCOL,
@@ -156,7 +159,6 @@ class Links:
             nursery.start_soon(self._follow_events, self._transport.peer_events())
             nursery.start_soon(self._keep, nursery)
             nursery.start_soon(self._explore, nursery)
-            nursery.start_soon(self._learn_addresses)
             nursery.start_soon(self._save_regularly)
 
     async def reach(self, peer: PeerId) -> None:
@@ -201,9 +203,11 @@ class Links:
             for peer in sorted(self._transport.peers() - self._connected_s.keys()):
                 self._connected_s[peer] = trio.current_time()
                 nursery.start_soon(self._greet, peer)
-            lacking = self._limits.links_target - len(self._transport.peers() | self._dialling)
+            peers = self._transport.peers()
+            lacking = self._limits.links_target - len(peers | self._dialling)
             self._dial_some(nursery, lacking)
-            with trio.move_on_after(LOOK_S):
+            settled = lacking <= 0 and peers <= self._greeted and not self._crowded()
+            with trio.move_on_after(CALM_LOOK_S if settled else LOOK_S):
                 await self._wake.wait()
 
     async def _explore(self, nursery: trio.Nursery) -> None:
@@ -241,15 +245,18 @@ class Links:
 
     async def _let_go(self, *, unused_s: float) -> None:
         """In a crowd, close the connections that are idle and have not been used for longest."""
-        connected = len(self._transport.peers())
-        if connected <= CROWDED_SHARE * self._limits.peers_max:
+        if not self._crowded():
             return
+        connected = len(self._transport.peers())
         keep = max(int(ROOMY_SHARE * self._limits.peers_max), self._limits.links_target)
         latest_s = trio.current_time() - unused_s
         used_s = {peer: self._last_use_s(peer) for peer in self._transport.idle_peers()}
         unused = sorted((peer for peer, at_s in used_s.items() if at_s <= latest_s), key=used_s.__getitem__)
         for peer in unused[: connected - keep]:
             await self._transport.disconnect(peer, "not needed for now")
+
+    def _crowded(self) -> bool:
+        return len(self._transport.peers()) > CROWDED_SHARE * self._limits.peers_max
 
     def _last_use_s(self, peer: PeerId) -> float:
         return max(self._used_s.get(peer, 0.0), self._connected_s.get(peer, trio.current_time()))
@@ -338,15 +345,11 @@ class Links:
 
     # --- addresses --------------------------------------------------------------------------------------------
 
-    async def _learn_addresses(self) -> None:
-        with self._notices.changes() as changes:
-            async for keys in changes:
-                for author, kind in keys:
-                    if kind != "heartbeat":
-                        continue
-                    beat = self._notices.body_of(author, kind, Heartbeat)
-                    if beat is not None and self._book.add(author, beat.addresses, "heartbeat"):
-                        self._wake.set()
+    def _learn_addresses(self, author: PeerId, kind: str) -> None:
+        if kind == "heartbeat":
+            beat = self._notices.body_of(author, kind, Heartbeat)
+            if beat is not None and self._book.add(author, beat.addresses, "heartbeat"):
+                self._wake.set()
 
     async def _save_regularly(self) -> None:
         while True:

@@ -120,6 +120,14 @@ class MemberTable:
         """The members believed alive, sorted."""
         return sorted([peer for peer, entry in self._entries.items() if _state(entry, now_s) == "alive"])
 
+    def words_of_alive(self, now_s: float) -> list[tuple[PeerId, Heartbeat, float]]:
+        """Of each member believed alive its last heartbeat, and how many seconds ago it arrived; in any order."""
+        return [
+            (peer, entry.heartbeat, now_s - entry.heard_s)
+            for peer, entry in self._entries.items()
+            if _state(entry, now_s) == "alive"
+        ]
+
     def __len__(self) -> int:
         """Members known, in any state."""
         return len(self._entries)

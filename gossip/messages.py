@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import msgspec
 from msgspec import Meta
 
+from p2p.codec import WireMessage
 from p2p.transport import ProtocolName
 
 PROTOCOL_VERSION = 1
@@ -40,8 +40,8 @@ CHUNK_BYTES = 1 << 20
 """Shards are cut every CHUNK_BYTES. Part of the format, not a limit: another value gives other roots."""
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
-    """Base of all messages: immutable, named fields, tagged with its type so that unions can be decoded."""
+class Message(WireMessage, frozen=True):
+    """Base of all messages."""
 
 
 # --- identity of content ------------------------------------------------------------------------------------

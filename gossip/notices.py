@@ -13,13 +13,11 @@ tables that have seen the same notices are equal whatever the order, grouping or
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
 
-import trio
 from blake3 import blake3
 from msgspec.structs import replace
 
@@ -111,7 +109,7 @@ class NoticeTable:
         self._registers: dict[Key, _Register] = {}
         self._heard_s: dict[PeerId, float] = {}
         self._said: dict[str, Message] = {}
-        self._feeds: set[ChangeFeed] = set()
+        self._heeding: list[Callable[[PeerId, str], None]] = []
         self._key_of: dict[bytes, Key] = {}
         self._refused: dict[bytes, bytes] = {}
         """Key -> stamp of notices whose kind is not known here."""
@@ -222,8 +220,8 @@ class NoticeTable:
 
     def _changed(self, key: Key) -> None:
         self._versions = self._digest = None
-        for feed in self._feeds:
-            feed._push(key)
+        for heed in self._heeding:
+            heed(*key)
 
     # --- what is held -----------------------------------------------------------------------------------------
 
@@ -248,15 +246,14 @@ class NoticeTable:
         """Everyone with a notice in the table, sorted; ourselves included once we have said something."""
         return sorted({author for author, _ in self._registers})
 
-    @contextmanager
-    def changes(self) -> Iterator[ChangeFeed]:
-        """Follow the table: everything held now counts as changed, then whatever changes while inside."""
-        feed = ChangeFeed(self._registers)
-        self._feeds.add(feed)
-        try:
-            yield feed
-        finally:
-            self._feeds.remove(feed)
+    def on_change(self, heed: Callable[[PeerId, str], None]) -> None:
+        """Have ``heed(author, kind)`` called whenever a register has changed: at once for each that is held.
+
+        A dropped register has changed too: there is no notice then. ``heed`` must neither block nor publish.
+        """
+        self._heeding.append(heed)
+        for author, kind in list(self._registers):
+            heed(author, kind)
 
     def statistics(self) -> TableStatistics:
         """Counts and sizes now."""
@@ -323,34 +320,6 @@ def parse_keys(want: bytes) -> list[bytes]:
     if len(want) % REGISTER_KEY_BYTES:
         raise MalformedMessage(f"{len(want)} bytes of keys, {REGISTER_KEY_BYTES} each")
     return [want[at : at + REGISTER_KEY_BYTES] for at in range(0, len(want), REGISTER_KEY_BYTES)]
-
-
-class ChangeFeed:
-    """The keys of changed registers, each once however often it changed: never longer than the table.
-
-    An async iterator of batches for one reader; a slow reader skips intermediate versions and loses nothing else.
-    """
-
-    def __init__(self, keys: Iterable[Key]) -> None:
-        self._pending = dict.fromkeys(keys)
-        self._changed = trio.Event()
-
-    def _push(self, key: Key) -> None:
-        self._pending[key] = None
-        self._changed.set()
-
-    def __aiter__(self) -> AsyncIterator[list[Key]]:
-        return self
-
-    async def __anext__(self) -> list[Key]:
-        if not self._pending:
-            self._changed = trio.Event()
-            await self._changed.wait()
-        else:
-            await trio.lowlevel.checkpoint()
-        batch = list(self._pending)
-        self._pending.clear()
-        return batch
 
 
 def _register_key(author: PeerId, kind: str) -> bytes:

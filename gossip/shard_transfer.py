@@ -14,6 +14,7 @@ from __future__ import annotations
 import random
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import closing
 from typing import NoReturn
 
 import trio
@@ -32,6 +33,7 @@ from gossip.messages import (
 )
 from gossip.store import ShardMissing, ShardStore, chunk_count, chunk_size, ref_of
 from p2p.errors import GossamerError, MalformedMessage, StreamBroken, TransportError
+from p2p.flow import FlowStream
 from p2p.frames import receive_message, send_message
 from p2p.limits import Limits
 from p2p.patience import renew
@@ -98,7 +100,7 @@ class ShardServer:
         """Start answering; to be called once."""
         self._transport.serve(SHARD_PROTOCOL, self._answer_stream)
 
-    async def _answer_stream(self, peer: PeerId, stream: trio.abc.HalfCloseableStream) -> None:
+    async def _answer_stream(self, peer: PeerId, stream: FlowStream) -> None:
         if self._ledger.banned(peer):
             return
         while True:
@@ -121,7 +123,7 @@ class ShardServer:
             except ShardMissing:
                 await send_message(stream, NotHeld())
 
-    async def _send_chunk(self, peer: PeerId, stream: trio.abc.SendStream, request: WantChunk) -> None:
+    async def _send_chunk(self, peer: PeerId, stream: FlowStream, request: WantChunk) -> None:
         size = chunk_size(request.shard, request.index)
         if size <= 0:
             raise ShardMissing(f"there is no chunk {request.index} in a shard of {request.shard.size} bytes")
@@ -282,7 +284,7 @@ class _Pull:
         await self._fetcher.reach(self._peer)
         stream = await self._fetcher.transport.open_stream(self._peer, SHARD_PROTOCOL)
         try:
-            async with stream:
+            with closing(stream):
                 await self._pull(stream)
         except MalformedMessage as error:
             raise _HolderFailed("malformed", error.what) from error
@@ -291,7 +293,7 @@ class _Pull:
         finally:
             self._job.hand_back(self._owed)
 
-    async def _pull(self, stream: trio.abc.HalfCloseableStream) -> None:
+    async def _pull(self, stream: FlowStream) -> None:
         job = self._job
         outline_owed = job.hashes is None and chunk_count(job.ref) > 1
         if outline_owed:
@@ -323,7 +325,7 @@ class _Pull:
             and (self._pacer is None or self._pacer.delay_s() == 0.0)
         )
 
-    async def _receive_outline(self, stream: trio.abc.ReceiveStream) -> Outline:
+    async def _receive_outline(self, stream: FlowStream) -> Outline:
         with trio.move_on_after(self._limits.chunk_stall_s):
             reply = await receive_message(stream, Outline | NotHeld, bytes_max=OUTLINE_BYTES_MAX)
             if isinstance(reply, Outline):
@@ -331,7 +333,7 @@ class _Pull:
             self._refuse(reply)
         raise _HolderFailed("stall", "no outline in time")
 
-    async def _receive_chunk(self, stream: trio.abc.ReceiveStream, index: int) -> bytes:
+    async def _receive_chunk(self, stream: FlowStream, index: int) -> bytes:
         """The chunk that is due, within ``chunk_timeout_s`` and with no pause above ``chunk_stall_s``."""
         size = missing = chunk_size(self._job.ref, index)
         pieces: list[bytes] = []

@@ -24,7 +24,7 @@ from netsim.connection import Frame, Side
 from netsim.determinism import SimClock, sim_clock
 from netsim.links import Cut, Cuts, Line, LinkModel
 from p2p.errors import PeerUnreachable
-from p2p.flow import Meter
+from p2p.flow import FlowStream, Meter
 from p2p.limits import DEFAULT_LIMITS, Limits
 from p2p.peer_events import PeerEvents
 from p2p.protocols import Protocols
@@ -316,7 +316,7 @@ class SimHost:
         network.connect(self, target)
         return None
 
-    async def open_stream(self, peer: PeerId, protocol: ProtocolName) -> trio.abc.HalfCloseableStream:
+    async def open_stream(self, peer: PeerId, protocol: ProtocolName) -> FlowStream:
         """A stream to a connected peer, after one round trip. Raises as the real one does."""
         if (side := self._sides.get(peer)) is None:
             raise PeerUnreachable(f"not connected to {peer}")

@@ -232,11 +232,11 @@ class Node:
         await self._wake_up()
         self.shard_server.serve()
         self.snapshots.serve()
+        self.notices.on_change(self._heed)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.links.run)
             nursery.start_soon(self.anti_entropy.run)
             nursery.start_soon(self.merger.run)
-            nursery.start_soon(self._follow_members)
             nursery.start_soon(self._follow_connections, self.runtime.transport.peer_events())
             nursery.start_soon(self._beat)
             nursery.start_soon(self._train)
@@ -337,28 +337,28 @@ class Node:
 
     def _partners(self) -> list[Partner]:
         """Who may be mixed with: alive, not banned, and no beginner, whose weights would undo what was learned here."""
-        alive = [peer for peer in self._alive() if peer != self.local and not self.ledger.banned(peer)]
-        alive = [peer for peer in alive if self._eligible(peer)]
-        least = BEGINNER_TOKENS_SHARE * self.trainer.tokens
-        return [Partner(peer, self._is_elder(peer)) for peer in alive if self._tokens_of(peer) >= least]
+        tokens = self.trainer.tokens
+        words = self.members.words_of_alive(trio.current_time())
+        known = sorted((peer, beat.tokens) for peer, beat, _ in words)
+        return [
+            Partner(peer, tokens < BEGINNER_TOKENS_SHARE * theirs)
+            for peer, theirs in known
+            if theirs >= BEGINNER_TOKENS_SHARE * tokens
+            and not self.ledger.banned(peer)
+            and self._eligible(peer)
+        ]
 
     def _is_elder(self, peer: PeerId) -> bool:
-        return self.trainer.tokens < BEGINNER_TOKENS_SHARE * self._tokens_of(peer)
-
-    def _tokens_of(self, peer: PeerId) -> int:
         beat = self._heartbeat_of(peer)
-        return beat.tokens if beat is not None else -1
+        return beat is not None and self.trainer.tokens < BEGINNER_TOKENS_SHARE * beat.tokens
 
     def _unheard_s(self, peer: PeerId) -> float:
         return self.members.unheard_s(peer, trio.current_time())
 
-    async def _follow_members(self) -> None:
-        """Feed heartbeats, however they arrived, to the member table and the merger."""
-        with self.notices.changes() as changes:
-            async for keys in changes:
-                for author, kind in keys:
-                    if kind == "heartbeat" and author != self.local:
-                        self._heard(author)
+    def _heed(self, author: PeerId, kind: str) -> None:
+        """Heartbeats, however they arrive, are for the member table and the merger."""
+        if kind == "heartbeat" and author != self.local:
+            self._heard(author)
 
     def _heard(self, author: PeerId) -> None:
         beat = self._heartbeat_of(author)
@@ -406,11 +406,11 @@ class Node:
 
     def _progress_of_alive(self) -> list[MemberProgress]:
         own = MemberProgress(self.trainer.step, self.rounds.steps_total, self.steps_per_s)
-        return [own, *(self._progress_of(peer) for peer in self._alive() if peer != self.local)]
+        words = self.members.words_of_alive(trio.current_time())
+        return [own, *(_progress_now(beat, unheard_s) for _, beat, unheard_s in words)]
 
-    def _progress_of(self, peer: PeerId) -> MemberProgress:
-        """Where a member should be by now: in a large swarm its last word is some time old."""
-        beat = self._heartbeat_of(peer)
-        assert beat is not None, "who is alive has been heard"
-        step = min(beat.step + beat.steps_per_s * self._unheard_s(peer), max(beat.steps_total, beat.step))
-        return MemberProgress(step, beat.steps_total, beat.steps_per_s)
+
+def _progress_now(beat: Heartbeat, unheard_s: float) -> MemberProgress:
+    """Where a member should be by now: in a large swarm its last word is some time old."""
+    step = min(beat.step + beat.steps_per_s * unheard_s, max(beat.steps_total, beat.step))
+    return MemberProgress(step, beat.steps_total, beat.steps_per_s)

@@ -127,7 +127,8 @@ class MergeWatch:
     FLOOR_S = 2.0
     SLACK = 1.5
     LOOK_S_MIN = 0.25
-    LOOK_S_MAX = 2.0
+    LOOK_S_MAX = 5.0
+    LOOK_S_WAITING = 1.0
 
     def __init__(self, points: Sequence[float], *, wait_s_max: float) -> None:
         self._points = tuple(points)
@@ -159,12 +160,17 @@ class MergeWatch:
         return now_s >= min(cap_s, self._deadline_s if self._deadline_s is not None else cap_s)
 
     def pause_s(self, points_passed: int, members: Sequence[MemberProgress]) -> float:
-        """How long nothing can fall due: until the fastest member may have reached the next point, within bounds."""
+        """How long nothing can fall due, within bounds: until the fastest member may have reached the next point.
+
+        Once a member has reached it the others are what it waits for, and who is alive may change at any time.
+        """
         if points_passed >= len(self._points):
             return self.LOOK_S_MAX
         etas = [member.eta_s(self._points[points_passed]) for member in members]
-        earliest_s = min((eta for eta in etas if eta is not None), default=0.0)
-        return min(max(earliest_s / 2, self.LOOK_S_MIN), self.LOOK_S_MAX)
+        known = [eta for eta in etas if eta is not None]
+        if 0.0 in known:
+            return min(max(max(known) / 2, self.LOOK_S_MIN), self.LOOK_S_WAITING)
+        return min(max(min(known, default=0.0) / 2, self.LOOK_S_MIN), self.LOOK_S_MAX)
 
     def _patience_s(self, missing: Sequence[MemberProgress], point: float) -> float:
         etas = [member.eta_s(point) for member in missing]

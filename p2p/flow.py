@@ -101,10 +101,6 @@ class FlowStream(trio.abc.HalfCloseableStream):
                 raise trio.ClosedResourceError("the end of the stream was already sent")
             await trio.lowlevel.checkpoint()
             view = memoryview(data)
-            if 0 < len(view) <= min(self._credit, FRAME_PAYLOAD_BYTES) and self._sink.sendable:
-                self._check_open()  # Most messages are one frame that need not wait: they need no timer either.
-                self._send_frame(view)
-                return
             with trio.move_on_after(self._timeout_s) as patience:
                 while view:
                     await self._wait_credit()
@@ -117,6 +113,17 @@ class FlowStream(trio.abc.HalfCloseableStream):
             if patience.cancelled_caught:
                 self.reset(f"the peer took no data for {self._timeout_s:g} s")
                 self._check_open()
+
+    def send_now(self, data: bytes) -> bool:
+        """Send ``data`` if that needs no waiting, and say whether it did; not a checkpoint. Raises as ``send_all``."""
+        self._check_open()
+        if self._eof_sent:
+            raise trio.ClosedResourceError("the end of the stream was already sent")
+        must_wait = self._sending or len(data) > self._credit or not self._sink.sendable
+        if must_wait or len(data) > FRAME_PAYLOAD_BYTES:
+            return False
+        self._send_frame(memoryview(data))
+        return True
 
     def _send_frame(self, payload: memoryview) -> None:
         self._credit -= len(payload)
@@ -164,12 +171,20 @@ class FlowStream(trio.abc.HalfCloseableStream):
                 self._check_open()
                 await self._readable.park()
                 self._check_open(broken=False)
-            chunk = self._unread.popleft()
-            if max_bytes is not None and len(chunk) > max_bytes:
-                self._unread.appendleft(chunk[max_bytes:])
-                chunk = chunk[:max_bytes]
-            self._grant_again(len(chunk))
-            return chunk
+            return self._take(max_bytes)
+
+    def receive_now(self, max_bytes: int) -> bytes:
+        """At most ``max_bytes`` of what is there already, or ``b""``; not a checkpoint. Raises as ``receive_some``."""
+        self._check_open(broken=False)
+        return self._take(max_bytes) if self._unread and not self._receiving else b""
+
+    def _take(self, max_bytes: int | None) -> bytes:
+        chunk = self._unread.popleft()
+        if max_bytes is not None and len(chunk) > max_bytes:
+            self._unread.appendleft(chunk[max_bytes:])
+            chunk = chunk[:max_bytes]
+        self._grant_again(len(chunk))
+        return chunk
 
     def _grant_again(self, count: int) -> None:
         # Half a window at a time: one small frame for every 512 KiB instead of one for every read.
@@ -182,6 +197,11 @@ class FlowStream(trio.abc.HalfCloseableStream):
     # --- ending -----------------------------------------------------------------------------------------------
 
     async def aclose(self) -> None:
+        """``close``, and a checkpoint."""
+        self.close()
+        await trio.lowlevel.checkpoint()
+
+    def close(self) -> None:
         """Close both directions: what was sent still arrives; what the other side still sends is discarded."""
         if not self._closed:
             self._closed = True
@@ -195,7 +215,6 @@ class FlowStream(trio.abc.HalfCloseableStream):
                 self._sink.forget(self)
             self._unread.clear()
             self._wake()
-        await trio.lowlevel.checkpoint()
 
     def reset(self, reason: str) -> None:
         """Kill both directions at once, here and at the other side; a no-op on a stream that has ended."""

@@ -37,7 +37,7 @@ from multiaddr import Multiaddr
 
 from p2p import multistream
 from p2p.errors import AddressError, GossamerError, PeerUnreachable, PortInUse, TransportError
-from p2p.flow import Meter
+from p2p.flow import FlowStream, Meter
 from p2p.identity import Identity, public_key_of
 from p2p.limits import DEFAULT_LIMITS, Limits
 from p2p.noise_stream import NoiseStream
@@ -161,7 +161,7 @@ class Libp2pTransport:
             if not lock.statistics().tasks_waiting and not lock.locked():
                 self._dials.pop(record.peer, None)
 
-    async def open_stream(self, peer: PeerId, protocol: ProtocolName) -> trio.abc.HalfCloseableStream:
+    async def open_stream(self, peer: PeerId, protocol: ProtocolName) -> FlowStream:
         """A stream to a connected peer. Raises PeerUnreachable, ProtocolUnsupported or StreamBroken."""
         links = self._connections.get(peer)
         if not links:

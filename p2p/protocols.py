@@ -77,7 +77,7 @@ class Protocols:
                 with trio.fail_after(self._limits.stream_timeout_s):
                     protocol = await multistream.answer(stream, self._handlers)
             await self._handlers[protocol](peer, stream)
-            await stream.aclose()
+            stream.close()
         except (GossamerError, trio.BrokenResourceError, trio.TooSlowError) as error:
             _log.debug("a stream of %s for %s failed: %s", peer, protocol or "an unknown protocol", error)
         except Exception:

@@ -4,7 +4,7 @@ Owns the life of a call on both sides. Never knows what is asked. A handler answ
 by raising CallRefused, which travels as a ``Refusal``. Whatever else goes wrong costs the stream and nothing
 more.
 
-Relies on message types being tagged msgspec structs, so that a reply and a ``Refusal`` can be told apart.
+Relies on messages being WireMessages, so that a reply and a ``Refusal`` can be told apart.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ import msgspec
 import trio
 from msgspec import Meta
 
+from p2p.codec import WireMessage
 from p2p.errors import CallRefused, CallTimeout, MalformedMessage, StreamBroken
+from p2p.flow import FlowStream
 from p2p.frames import receive_message, send_message
 from p2p.limits import DEFAULT_LIMITS, Limits
 from p2p.transport import PeerId, ProtocolName, Transport
@@ -28,7 +30,7 @@ _CODE_CHARS_MAX = 64
 _TEXT_CHARS_MAX = 512
 
 
-class Refusal(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
+class Refusal(WireMessage, frozen=True):
     """The request was understood and declined; ``code`` is for machines, ``text`` for people."""
 
     code: Annotated[str, Meta(max_length=_CODE_CHARS_MAX)]
@@ -57,7 +59,7 @@ async def call(
             await send_message(stream, request)
             reply = await receive_message(stream, expected, bytes_max=bytes_max)
         finally:
-            await trio.aclose_forcefully(stream)
+            stream.close()
     if deadline.cancelled_caught:
         raise CallTimeout(f"{peer} did not answer {protocol} within {timeout_s:g} s")
     if reply is None:
@@ -82,7 +84,7 @@ def serve_calls(
     ``on_malformed`` and their stream is reset.
     """
 
-    async def answer(peer: PeerId, stream: trio.abc.HalfCloseableStream) -> None:
+    async def answer(peer: PeerId, stream: FlowStream) -> None:
         with trio.move_on_after(limits.call_timeout_s) as deadline:
             try:
                 request: Any = await receive_message(stream, request_type, bytes_max=limits.frame_bytes_max)

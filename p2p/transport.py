@@ -5,8 +5,8 @@ Owns no behaviour. Two implementations exist, ``p2p.libp2p_transport`` (real soc
 
 The contract, beyond the types:
 
-* Streams are ``trio.abc.HalfCloseableStream``: bytes, ordered, authenticated to ``PeerId``, encrypted on
-  the real network. ``receive_some`` returns ``b""`` at the peer's end of file. A stream that breaks raises
+* Streams are FlowStreams, and so ``trio.abc.HalfCloseableStream``: bytes, ordered, authenticated to ``PeerId``,
+  encrypted on the real network. ``receive_some`` returns ``b""`` at the peer's end of file. A stream that breaks raises
   ``trio.BrokenResourceError``; one closed here raises ``trio.ClosedResourceError``; nothing else escapes.
 * A handler runs as one task per inbound stream, at most ``Limits.streams_per_peer_max`` per peer. An
   exception in a handler resets that stream and is logged; it never reaches the daemon. The stream is
@@ -26,6 +26,8 @@ from dataclasses import dataclass
 from typing import NewType, Protocol
 
 import trio
+
+from p2p.flow import FlowStream
 
 PeerId = NewType("PeerId", str)
 """A libp2p peer id in base58 text. For Ed25519 keys it contains the public key itself."""
@@ -63,7 +65,7 @@ class PeerDown:
 
 
 PeerEvent = PeerUp | PeerDown
-StreamHandler = Callable[[PeerId, trio.abc.HalfCloseableStream], Awaitable[None]]
+StreamHandler = Callable[[PeerId, FlowStream], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,7 @@ class Transport(Protocol):
         Raises PeerUnreachable.
         """
 
-    async def open_stream(self, peer: PeerId, protocol: ProtocolName) -> trio.abc.HalfCloseableStream:
+    async def open_stream(self, peer: PeerId, protocol: ProtocolName) -> FlowStream:
         """Open a stream to a connected peer, in one round trip.
 
         Raises PeerUnreachable, ProtocolUnsupported, or StreamBroken (the peer resets it, or does not answer).

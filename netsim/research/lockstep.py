@@ -17,13 +17,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias, TypeVar
 
-import msgspec
 import numpy as np
 import trio
 from numpy.typing import NDArray
 
 from netsim.determinism import SimClock, deterministic_scheduling
 from netsim.network import open_sim_network
+from p2p.codec import WireMessage
 from p2p.errors import CallRefused, MalformedMessage, StreamBroken, TransportError
 from p2p.limits import Limits
 from p2p.rpc import call, serve_calls
@@ -40,7 +40,7 @@ Vector: TypeAlias = NDArray[np.float64]
 T = TypeVar("T")
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
+class Message(WireMessage, frozen=True):
     """Base of what members say to each other."""
 
 

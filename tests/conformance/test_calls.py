@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import msgspec
 import pytest
 import trio
 
+from p2p.codec import WireMessage
 from p2p.errors import CallRefused, CallTimeout, MalformedMessage, ProtocolUnsupported, StreamBroken
 from p2p.frames import receive_message, send_message
 from p2p.rpc import call, serve_calls
@@ -21,12 +21,12 @@ Clock = trio.abc.Clock | None
 Pair = tuple[Transport, Transport]
 
 
-class Add(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
+class Add(WireMessage, frozen=True):
     left: int
     right: int
 
 
-class Sum(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
+class Sum(WireMessage, frozen=True):
     total: int
     padding: bytes = b""
 

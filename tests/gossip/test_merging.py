@@ -198,12 +198,13 @@ async def test_a_minority_waits_and_says_so_and_the_majority_goes_on(autojump_cl
         world.due(2)
         await trio.sleep(20)
         assert [world[n].merger.head_height for n in range(5)] == [1, 1, 2, 2, 2]
-        assert world[0].merger.problem == "merge 2: 2 of the 3 promises needed, 5 members count"
+        said = {world[n].merger.problem for n in (0, 1)} - {""}  # whoever proposes says so
+        assert said == {"merge 2: 2 of the 3 promises needed, 5 members count"}
         assert world[2].merger.problem == ""
         world.network.heal()
         await world.committed(2, within_s=10)
         world.check_agreement()
-        assert world[0].merger.problem == ""
+        assert {world[n].merger.problem for n in (0, 1)} == {""}
 
 
 async def test_after_a_long_partition_the_larger_branch_wins(autojump_clock):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -142,20 +141,22 @@ def test_full_table_keeps_the_living_and_drops_the_longest_silent():
     assert held.authors() == [CAROL.peer, IDENTITIES[3].peer]
 
 
-async def test_change_feed_coalesces_and_starts_with_what_is_held():
-    held = table()
+def test_who_heeds_changes_is_told_of_what_is_held_then_of_every_change_and_of_what_is_dropped():
+    held = table(limits=Limits(members_max=2))
     held.publish("heartbeat", heartbeat())
-    seen = []
-    with held.changes() as changes:
-        for step in range(100):
-            held.publish("heartbeat", heartbeat(step=step))
-        held.offer(table(BOB).publish("heartbeat", heartbeat()), 0.0)
-        with trio.fail_after(1):
-            seen = await anext(changes)
-        with trio.move_on_after(0.01) as nothing_more:
-            await anext(changes)
-    assert seen == [(ALICE.peer, "heartbeat"), (BOB.peer, "heartbeat")]
-    assert nothing_more.cancelled_caught
+    told = []
+    held.on_change(lambda author, kind: told.append((author, kind, held.get(author, kind) is not None)))
+    bob = table(BOB).publish("heartbeat", heartbeat())
+    assert [held.offer(bob, 0.0) for _ in range(2)] == [Verdict.ACCEPTED, Verdict.KNOWN]
+    held.publish("heartbeat", heartbeat(step=1))
+    held.offer(table(CAROL).publish("heartbeat", heartbeat()), AUTHOR_SILENCE_S)
+    assert told == [
+        (ALICE.peer, "heartbeat", True),
+        (BOB.peer, "heartbeat", True),
+        (ALICE.peer, "heartbeat", True),
+        (BOB.peer, "heartbeat", False),
+        (CAROL.peer, "heartbeat", True),
+    ]
 
 
 def test_the_largest_notices_within_their_own_bounds_are_accepted():

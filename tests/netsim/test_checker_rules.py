@@ -251,10 +251,11 @@ def word(attempt: int | None, accepted: int | None = None) -> AcceptorState:
         ([word(1), word(None)], False),
     ],
 )
-def test_a_members_word_holds_whatever_life_it_was_given_in(
+async def test_a_members_word_holds_whatever_life_it_was_given_in(
     agreement: Agreement, told: list[FAILURE], words: list[AcceptorState], kept: bool
 ) -> None:
     machine: Machine = agreement.world.machines[1]
+    await machine.disk.write_atomic(f"shards/{REF.root.hex()}-{REF.size}", b"sum", sync=True)
     for one in words:
         agreement._check_word(machine, RUN, one)
     assert (told == []) == kept
@@ -275,6 +276,17 @@ async def test_a_word_that_a_power_cut_can_take_back_was_given_too_early(
     await machine.disk.write_atomic("merges/promise", b"word", sync=False)
     agreement._check_word(machine, RUN, word(0))
     assert [checker for checker, _, _ in told] == ["agreement"]
+
+
+@pytest.mark.parametrize("sync", [None, False, True])
+async def test_whoever_accepts_a_record_must_have_its_results_on_disk(
+    agreement: Agreement, told: list[FAILURE], sync: bool | None
+) -> None:
+    machine = agreement.world.machines[1]
+    if sync is not None:
+        await machine.disk.write_atomic(f"shards/{REF.root.hex()}-{REF.size}", b"sum", sync=sync)
+    agreement._check_word(machine, RUN, word(1, 1))
+    assert [checker for checker, _, _ in told] == ([] if sync else ["agreement"])
 
 
 # --- names --------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import trio
 
 from gossip.messages import Heartbeat
 from netsim.world import World
+from p2p.transport import PeerId
 from tests.netsim.checked_world import simulate
 
 
@@ -13,20 +14,16 @@ def test_a_goodbye_stands_while_the_last_checkpoint_is_written() -> None:
     async def script(world: World) -> None:
         observer, leaver = (await world.start_all())[:2]
 
-        async def listen() -> None:
-            with observer.notices.changes() as changes:
-                async for keys in changes:
-                    beat = observer.notices.body_of(leaver.local, "heartbeat", Heartbeat)
-                    if (leaver.local, "heartbeat") in keys and beat is not None:
-                        heard.append(beat.leaving)
+        def heed(author: PeerId, kind: str) -> None:
+            beat = observer.notices.body_of(author, kind, Heartbeat)
+            if author == leaver.local and beat is not None:
+                heard.append(beat.leaving)
 
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(listen)
-            await trio.sleep(20)
-            world.machines[1].disk.operation_s = 2.0
-            await world.leave(1)
-            await trio.sleep(5)
-            nursery.cancel_scope.cancel()
+        observer.notices.on_change(heed)
+        await trio.sleep(20)
+        world.machines[1].disk.operation_s = 2.0
+        await world.leave(1)
+        await trio.sleep(5)
         assert observer.members.state(leaver.local, trio.current_time()) == "left"
 
     assert simulate(script) == []

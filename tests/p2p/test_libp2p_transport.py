@@ -8,7 +8,6 @@ import socket
 import struct
 from collections.abc import AsyncIterator
 
-import msgspec
 import pytest
 import trio
 from libp2p import new_host
@@ -21,6 +20,7 @@ from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as NoiseTransport
 from multiaddr import Multiaddr
 
+from p2p.codec import WireMessage
 from p2p.errors import AddressError, MalformedMessage, PeerUnreachable, PortInUse
 from p2p.identity import Identity
 from p2p.libp2p_transport import open_libp2p
@@ -284,7 +284,7 @@ async def test_plaintext_is_never_spoken() -> None:
 # --- garbage ----------------------------------------------------------------------------------------------------------
 
 
-class Question(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
+class Question(WireMessage, frozen=True):
     text: str
 
 

@@ -60,9 +60,14 @@ def test_it_can_go_again_while_a_machine_recovers() -> None:
 
 
 def test_a_node_that_deletes_its_last_checkpoint_before_it_has_the_next_is_found() -> None:
+    """In some worlds: what the power leaves of a deletion that was not synced is drawn."""
+
+    def found(seed: int) -> bool:
+        late = all_points(operations_of(1, seed))[-12:]
+        return "checkpoint" in str(wrong_at(late, victim=1, seed=seed))
+
     with planted.old_checkpoints_deleted_first():
-        late = all_points(operations_of(1, 4))[-12:]
-        assert "checkpoint" in str(wrong_at(late, victim=1, seed=4))
+        assert any(map(found, range(3, 9)))
 
 
 @pytest.mark.slow
