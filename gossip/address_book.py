@@ -9,6 +9,7 @@ the book is full the most failed are displaced; an entry from a bootstrap addres
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import random
 import re
@@ -34,6 +35,8 @@ BACK_OFF_PERMANENT_MAX_S = 20.0
 
 AddressSource = Literal["bootstrap", "invite", "heartbeat", "hello", "exchange"]
 _PERMANENT = ("bootstrap", "invite")
+HOSTS_REMEMBERED = 4096
+"""Hosts are named again and again, by each neighbour and in every heartbeat."""
 _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*")
 _PORT = re.compile(r"[1-9][0-9]{0,4}")
 
@@ -58,6 +61,7 @@ def check_address(text: str, *, chars_max: int) -> str:
     raise AddressError(f"{text!r} is not an address that can be dialled", why=why, fix=fix)
 
 
+@functools.lru_cache(maxsize=HOSTS_REMEMBERED)
 def _can_be_dialled(family: str, host: str) -> bool:
     if family in ("dns", "dns4", "dns6"):
         return len(host) <= 253 and _HOST_NAME.fullmatch(host) is not None

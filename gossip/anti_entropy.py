@@ -138,7 +138,7 @@ class AntiEntropy:
             await self._news.wait()
             self._news = trio.Event()
             fanout, self._news_fanout = self._news_fanout, 0
-            everyone_met = len(self._notices.authors()) <= 1 + len(self._neighbours())
+            everyone_met = self._notices.count_authors() <= 1 + len(self._neighbours())
             if fanout > RELAYED_NEWS_FANOUT or not everyone_met:
                 self._meet_some(nursery, fanout)
             await trio.sleep(EARLY_INTERVAL_S + EARLY_INTERVAL_PER_REGISTER_S * len(self._notices))

@@ -12,7 +12,8 @@ tables that have seen the same notices are equal whatever the order, grouping or
 
 from __future__ import annotations
 
-import itertools
+import struct
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -44,6 +45,10 @@ NOTICE_OVERHEAD_BYTES = 400
 """More than a notice takes beyond its body."""
 REFUSED_KEYS_KEPT = 1024
 """Registers of kinds that this version does not know: not asked for again with every round."""
+
+_ROW = struct.Struct(f"{REGISTER_KEY_BYTES}s{REGISTER_STAMP_BYTES}s")
+ROW_BYTES = _ROW.size
+"""What Versions says of one register."""
 
 Key = tuple[PeerId, str]
 """(author, kind): which register."""
@@ -111,9 +116,9 @@ class NoticeTable:
         self._said: dict[str, Message] = {}
         self._heeding: list[Callable[[PeerId, str], None]] = []
         self._key_of: dict[bytes, Key] = {}
+        self._versions = _Versions()
         self._refused: dict[bytes, bytes] = {}
         """Key -> stamp of notices whose kind is not known here."""
-        self._versions: bytes | None = None
         self._digest: bytes | None = None
 
     # --- what we say ------------------------------------------------------------------------------------------
@@ -199,9 +204,11 @@ class NoticeTable:
         if now_s - self._heard_s[quietest] < AUTHOR_SILENCE_S:
             return False
         del self._heard_s[quietest]
-        for key in [key for key in self._registers if key[0] == quietest]:
-            del self._key_of[self._registers.pop(key).key]
-            self._changed(key)
+        for name in [name for name in self._registers if name[0] == quietest]:
+            key = self._registers.pop(name).key
+            del self._key_of[key]
+            self._versions.drop(key)
+            self._changed(name)
         return True
 
     def _rise_above(self, incarnation: int) -> None:
@@ -214,14 +221,16 @@ class NoticeTable:
         name = PeerId(notice.author), notice.kind
         held = self._registers.get(name)
         key = held.key if held is not None else _register_key(*name)
-        self._registers[name] = _Register(notice, body, key, _stamp_of(notice))
+        stamp = _stamp_of(notice)
+        self._registers[name] = _Register(notice, body, key, stamp)
         self._key_of[key] = name
+        self._versions.put(key, stamp)
         self._changed(name)
 
-    def _changed(self, key: Key) -> None:
-        self._versions = self._digest = None
+    def _changed(self, name: Key) -> None:
+        self._digest = None
         for heed in self._heeding:
-            heed(*key)
+            heed(*name)
 
     # --- what is held -----------------------------------------------------------------------------------------
 
@@ -246,6 +255,11 @@ class NoticeTable:
         """Everyone with a notice in the table, sorted; ourselves included once we have said something."""
         return sorted({author for author, _ in self._registers})
 
+    def count_authors(self) -> int:
+        """How many ``authors`` there are."""
+        own = any((self._signer.peer, kind) in self._registers for kind in NOTICE_BODIES)
+        return len(self._heard_s) + own
+
     def on_change(self, heed: Callable[[PeerId, str], None]) -> None:
         """Have ``heed(author, kind)`` called whenever a register has changed: at once for each that is held.
 
@@ -258,7 +272,7 @@ class NoticeTable:
     def statistics(self) -> TableStatistics:
         """Counts and sizes now."""
         return TableStatistics(
-            authors=len(self.authors()),
+            authors=self.count_authors(),
             notices=len(self._registers),
             bytes_held=sum(register.wire_bytes for register in self._registers.values()),
             incarnation_jumps=self._incarnation_jumps,
@@ -268,10 +282,7 @@ class NoticeTable:
 
     def versions(self) -> bytes:
         """Key and stamp of every register, ascending by key: what Versions carries."""
-        if self._versions is None:
-            ordered = sorted(register.key + register.stamp for register in self._registers.values())
-            self._versions = b"".join(ordered)
-        return self._versions
+        return self._versions.to_bytes()
 
     def digest(self) -> bytes:
         """32 bytes, equal exactly when the tables are: BLAKE3 of ``versions``."""
@@ -281,38 +292,62 @@ class NoticeTable:
 
     def missing_from(self, theirs: Mapping[bytes, bytes]) -> list[Notice]:
         """The notices we hold that a table with stamps ``theirs`` by key lacks or holds older."""
-        return [
-            register.notice
-            for register in self._registers.values()
-            if theirs.get(register.key, b"") < register.stamp
-        ]
+        stamp_at = theirs.get
+        return self.held([key for key, stamp in self._versions.stamps.items() if stamp_at(key, b"") < stamp])
 
     def wanted_from(self, theirs: Mapping[bytes, bytes]) -> list[bytes]:
         """The keys of ``theirs`` whose stamps are newer than what we hold, or refused for its kind."""
-        return [key for key, stamp in theirs.items() if self._stamp(key) < stamp]
+        stamp_at = self._versions.stamps.get
+        newer = [key for key, stamp in theirs.items() if stamp_at(key, b"") < stamp]
+        return [key for key in newer if self._refused.get(key, b"") < theirs[key]]
 
     def held(self, keys: Iterable[bytes]) -> list[Notice]:
         """The notices of these keys, as far as they are held."""
         names = (self._key_of.get(key) for key in keys)
         return [self._registers[name].notice for name in names if name is not None]
 
-    def _stamp(self, key: bytes) -> bytes:
-        name = self._key_of.get(key)
-        return self._registers[name].stamp if name is not None else self._refused.get(key, b"")
+
+class _Versions:
+    """Keys and stamps of the registers, kept in the order and the form in which they travel.
+
+    Tables of thousands are compared many times a second, and few of their registers change in between.
+    """
+
+    def __init__(self) -> None:
+        self.stamps: dict[bytes, bytes] = {}
+        self._keys: list[bytes] = []
+        self._rows = bytearray()
+
+    def put(self, key: bytes, stamp: bytes) -> None:
+        """Add a register, or replace its stamp."""
+        at = bisect_left(self._keys, key)
+        end = at
+        if key in self.stamps:
+            end += 1
+        else:
+            self._keys.insert(at, key)
+        self._rows[at * ROW_BYTES : end * ROW_BYTES] = key + stamp
+        self.stamps[key] = stamp
+
+    def drop(self, key: bytes) -> None:
+        """Remove a register."""
+        at = bisect_left(self._keys, key)
+        del self.stamps[key], self._keys[at], self._rows[at * ROW_BYTES : (at + 1) * ROW_BYTES]
+
+    def to_bytes(self) -> bytes:
+        """All rows, ascending by key."""
+        return bytes(self._rows)
 
 
 def parse_versions(registers: bytes) -> dict[bytes, bytes]:
     """Key -> stamp of what Versions carries. Raises MalformedMessage unless it is whole and ascending."""
-    size = REGISTER_KEY_BYTES + REGISTER_STAMP_BYTES
-    if len(registers) % size:
-        raise MalformedMessage(f"{len(registers)} bytes of versions, {size} each")
-    keys = [registers[at : at + REGISTER_KEY_BYTES] for at in range(0, len(registers), size)]
-    if any(left >= right for left, right in itertools.pairwise(keys)):
+    if len(registers) % ROW_BYTES:
+        raise MalformedMessage(f"{len(registers)} bytes of versions, {ROW_BYTES} each")
+    stamps = dict(_ROW.iter_unpack(registers))
+    keys = list(stamps)
+    if len(keys) * ROW_BYTES != len(registers) or keys != sorted(keys):
         raise MalformedMessage("versions not sorted, or named twice")
-    return {
-        key: registers[number * size + REGISTER_KEY_BYTES : (number + 1) * size]
-        for number, key in enumerate(keys)
-    }
+    return stamps
 
 
 def parse_keys(want: bytes) -> list[bytes]:

@@ -38,6 +38,7 @@ from netsim.metrics import Metrics
 from netsim.network import SimNetwork, open_sim_network
 from netsim.results import Event, Failure, Sample, SeedResult
 from netsim.scenario import ExpectSpec, Scenario
+from netsim.sharing import bodies_decoded_once
 from netsim.signer import StubSigner, machine_peer, world_key
 from netsim.topology import draw_topology
 from netsim.world import Machine, World, ed25519_signer
@@ -80,7 +81,13 @@ def run_seed(
     """
     run = _Run(fitted(scenario), seed, variant=variant, until_s=until_s, emit=emit, progress=progress)
     torch.set_num_threads(1)
-    with run.traced(trace), _errors_told(run.log_failure), deterministic_scheduling(seed), _rare_collection():
+    with (
+        run.traced(trace),
+        _errors_told(run.log_failure),
+        deterministic_scheduling(seed),
+        bodies_decoded_once(),
+        _rare_collection(),
+    ):
         began_s = time.perf_counter()
         trio.run(run.main, clock=SimClock())
         result = run.result(time.perf_counter() - began_s)
