@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo compare test test-full check unit conformance processes bench clean
+.PHONY: demo compare test test-full check unit conformance processes bench experiments clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -38,6 +38,9 @@ processes: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
+
+experiments: $(READY)  ## the published findings of docs/EXPERIMENTS.md, in full; it writes their tables and pictures
+	$(BIN)/python -m benchmarks.experiments
 
 clean:
 	rm -rf $(VENV) swarm *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -7,7 +7,7 @@ the only way notices travel, not a repair path beside another one, so traffic is
 A round is ``Probe -> InStep``, or ``Probe -> Versions -> Swap -> Notices``. One round carries a bounded number of
 notices, chosen at random when there are more; the next round carries on. Rounds are held
 
-* about every other second with a random neighbour,
+* every other second with a random neighbour, less often in large swarms,
 * at once with a peer we have just connected to,
 * early, when there is news: with a few neighbours for our own, with one for news that others still lack.
 """
@@ -36,8 +36,9 @@ INTERVAL_S = 2.0
 """Between regular rounds, give or take JITTER."""
 JITTER = 0.2
 EARLY_INTERVAL_S = 0.2
-EARLY_INTERVAL_PER_REGISTER_S = 0.002
-"""Early rounds keep this distance, which grows with the table: large swarms live on their regular rounds."""
+"""Early rounds keep this distance."""
+INTERVAL_PER_REGISTER_S = 0.002
+"""Both grow with the table, whose versions a round carries and compares; members beat less often then, too."""
 OWN_NEWS_FANOUT = 3
 RELAYED_NEWS_FANOUT = 1
 SWAP_RESERVE_BYTES = 64 << 10
@@ -105,7 +106,7 @@ class AntiEntropy:
 
     async def _meet_regularly(self, nursery: trio.Nursery) -> None:
         while True:
-            await trio.sleep(INTERVAL_S * self._rng.uniform(1 - JITTER, 1 + JITTER))
+            await trio.sleep(self._interval_s(INTERVAL_S) * self._rng.uniform(1 - JITTER, 1 + JITTER))
             self._meet_some(nursery, 1)
 
     async def _meet_newcomers(self, nursery: trio.Nursery) -> None:
@@ -141,7 +142,10 @@ class AntiEntropy:
             everyone_met = self._notices.count_authors() <= 1 + len(self._neighbours())
             if fanout > RELAYED_NEWS_FANOUT or not everyone_met:
                 self._meet_some(nursery, fanout)
-            await trio.sleep(EARLY_INTERVAL_S + EARLY_INTERVAL_PER_REGISTER_S * len(self._notices))
+            await trio.sleep(self._interval_s(EARLY_INTERVAL_S))
+
+    def _interval_s(self, least_s: float) -> float:
+        return least_s + INTERVAL_PER_REGISTER_S * len(self._notices)
 
     def _meet_some(self, nursery: trio.Nursery, count: int) -> None:
         neighbours = self._neighbours()
@@ -184,8 +188,9 @@ class AntiEntropy:
             case Versions(registers=registers):
                 theirs = parse_versions(registers)
                 wanted = self._notices.wanted_from(theirs)
-                chosen = self._rng.sample(wanted, min(len(wanted), self._limits.notices_per_swap_max))
-                swap = Swap(notices=self._some_of(self._notices.missing_from(theirs)), want=b"".join(chosen))
+                if len(wanted) > self._limits.notices_per_swap_max:
+                    wanted = self._rng.sample(wanted, self._limits.notices_per_swap_max)
+                swap = Swap(notices=self._some_of(self._notices.missing_from(theirs)), want=b"".join(wanted))
                 await send_message(stream, swap)
                 answer = await self._receive(stream, Notices)
                 offer_all(answer.notices, peer, self._notices, self._ledger)
@@ -215,9 +220,12 @@ class AntiEntropy:
         return message
 
     def _some_of(self, notices: list[Notice]) -> list[Notice]:
-        """As many as one frame carries, at random so that none is passed over for ever."""
-        self._rng.shuffle(notices)
+        """As many as one frame carries; of more, some at random, so that none is passed over for ever."""
+        needed_bytes = sum(len(notice.body) for notice in notices) + NOTICE_OVERHEAD_BYTES * len(notices)
         room_bytes = self._limits.frame_bytes_max - SWAP_RESERVE_BYTES
+        if needed_bytes <= room_bytes and len(notices) <= self._limits.notices_per_swap_max:
+            return notices
+        self._rng.shuffle(notices)
         chosen = []
         for notice in notices[: self._limits.notices_per_swap_max]:
             room_bytes -= len(notice.body) + NOTICE_OVERHEAD_BYTES

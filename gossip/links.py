@@ -57,6 +57,8 @@ EXPLORE_S = 20.0
 HELLO_WAIT_S = 15.0
 """A connection that is not greeted by then is closed; a newcomer may be fetching the spec until then."""
 SAVE_S = 10.0
+SAVED_AT_ONCE = 100
+"""Larger books are written less often."""
 PEERS_ASKED = 32
 CROWDED_SHARE, ROOMY_SHARE = 0.75, 0.5
 """With more than the first share of ``peers_max`` connected, idle connections are closed down to the second."""
@@ -353,7 +355,7 @@ class Links:
 
     async def _save_regularly(self) -> None:
         while True:
-            await trio.sleep(SAVE_S)
+            await trio.sleep(SAVE_S * max(1.0, len(self._book) / SAVED_AT_ONCE))
             try:
                 await self._book.save()
             except OSError as error:

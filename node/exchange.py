@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import structlog
@@ -42,14 +41,6 @@ BEGINNER_MIXES = 10
 """After so many mixes our own weights are a measure for everybody's, whatever they say of themselves."""
 
 
-@dataclass(frozen=True, slots=True)
-class Partner:
-    """A member to mix with. An ``elder`` says it has learned so much more that ours are no measure for its weights."""
-
-    peer: PeerId
-    elder: bool
-
-
 class Exchanger:
     """Carries out one exchange at a time for ``node.node``."""
 
@@ -65,7 +56,8 @@ class Exchanger:
         ledger: PeerLedger,
         limits: Limits,
         rng: random.Random,
-        partners: Callable[[], list[Partner]],
+        partners: Callable[[], list[PeerId]],
+        is_elder: Callable[[PeerId], bool],
         fetch_timeout_s: float,
         pacer: Pacer | None,
     ) -> None:
@@ -79,6 +71,7 @@ class Exchanger:
         self._limits = limits
         self._rng = rng
         self._partners = partners
+        self._is_elder = is_elder
         self._fetch_timeout_s = fetch_timeout_s
         self._pacer = pacer
         self._weights_epoch = 0
@@ -151,19 +144,18 @@ class Exchanger:
         return True
 
     async def _pull(
-        self, partners: list[Partner], fragment: int, own: torch.Tensor
+        self, partners: list[PeerId], fragment: int, own: torch.Tensor
     ) -> list[tuple[PeerId, torch.Tensor]]:
         """The fragment from each of ``partners`` that serves it and passes the checks; by ascending peer."""
         pulled: list[tuple[PeerId, torch.Tensor]] = []
         async with trio.open_nursery() as nursery:
-            for partner in partners:
-                nursery.start_soon(self._pull_one, partner, fragment, own, pulled)
+            for peer in partners:
+                nursery.start_soon(self._pull_one, peer, fragment, own, pulled)
         return sorted(pulled, key=lambda item: item[0])
 
     async def _pull_one(
-        self, partner: Partner, fragment: int, own: torch.Tensor, pulled: list[tuple[PeerId, torch.Tensor]]
+        self, peer: PeerId, fragment: int, own: torch.Tensor, pulled: list[tuple[PeerId, torch.Tensor]]
     ) -> None:
-        peer = partner.peer
         try:
             data = await self._fetch(peer, fragment, own.numel() * ELEMENT_BYTES[self._spec.wire])
         except (TransportError, FetchFailed) as error:
@@ -175,7 +167,7 @@ class Exchanger:
         if data is None:
             return
         spans = self._trainer.layout.fragment_spans(fragment)
-        beginner = partner.elder and self.mixes < BEGINNER_MIXES
+        beginner = self._is_elder(peer) and self.mixes < BEGINNER_MIXES
 
         def check() -> torch.Tensor | Refused:
             try:

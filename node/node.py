@@ -30,7 +30,7 @@ from gossip.progress import Progress
 from gossip.shard_transfer import Pacer, ShardFetcher, ShardServer
 from gossip.store import ShardStore
 from node.checkpoints import Checkpointer, Checkpoints
-from node.exchange import Exchanger, Partner
+from node.exchange import Exchanger
 from node.life import NodeState
 from node.merge_host import Adoption, NodeMergeHost, contribution_bytes
 from node.merges import Merges
@@ -176,6 +176,7 @@ class Node:
             limits=limits,
             rng=rng,
             partners=self._partners,
+            is_elder=self._is_elder,
             fetch_timeout_s=EXCHANGE_TIMEOUT_S,
             pacer=pull_pacer,
         )
@@ -335,20 +336,15 @@ class Node:
     def _alive(self) -> list[PeerId]:
         return sorted({self.local, *self.members.alive(trio.current_time())})
 
-    def _partners(self) -> list[Partner]:
+    def _partners(self) -> list[PeerId]:
         """Who may be mixed with: alive, not banned, and no beginner, whose weights would undo what was learned here."""
-        tokens = self.trainer.tokens
+        least = BEGINNER_TOKENS_SHARE * self.trainer.tokens
         words = self.members.words_of_alive(trio.current_time())
-        known = sorted((peer, beat.tokens) for peer, beat, _ in words)
-        return [
-            Partner(peer, tokens < BEGINNER_TOKENS_SHARE * theirs)
-            for peer, theirs in known
-            if theirs >= BEGINNER_TOKENS_SHARE * tokens
-            and not self.ledger.banned(peer)
-            and self._eligible(peer)
-        ]
+        grown = sorted([peer for peer, beat, _ in words if beat.tokens >= least])
+        return [peer for peer in grown if self._eligible(peer) and not self.ledger.banned(peer)]
 
     def _is_elder(self, peer: PeerId) -> bool:
+        """Whether ``peer`` says it has learned so much more that our weights are no measure for its own."""
         beat = self._heartbeat_of(peer)
         return beat is not None and self.trainer.tokens < BEGINNER_TOKENS_SHARE * beat.tokens
 

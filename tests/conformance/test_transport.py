@@ -10,6 +10,7 @@ import trio
 import trio.testing
 
 from p2p.errors import PeerUnreachable, ProtocolUnsupported, StreamBroken
+from p2p.flow import FlowStream
 from p2p.transport import PeerDown, PeerId, PeerUp, ProtocolName, Transport
 
 if TYPE_CHECKING:
@@ -123,6 +124,37 @@ async def test_streams_obey_trios_own_contract(clock: Clock, pair: Pair) -> None
             clogged = patience.cancelled_caught
 
     await trio.testing.check_half_closeable_stream(make_pair, make_clogged_pair)
+
+
+async def test_what_needs_no_waiting_can_be_done_at_once(clock: Clock, pair: Pair, world: World) -> None:
+    near, far = pair
+    received: list[bytes] = []
+    read, done = trio.Event(), trio.Event()
+
+    async def receive(_: PeerId, stream: FlowStream) -> None:
+        received.append(await stream.receive_some(2))
+        received.extend(stream.receive_now(100) for _ in range(2))
+        read.set()
+        received.append(await read_all(stream))
+        stream.close()
+        try:
+            stream.receive_now(1)
+        except trio.ClosedResourceError:
+            done.set()
+
+    far.serve(ECHO, receive)
+    stream = await near.open_stream(far.local.peer, ECHO)
+    assert stream.send_now(b"abcd")
+    assert not stream.send_now(bytes(world.limits.receive_window_bytes))
+    with trio.fail_after(10):
+        await read.wait()
+        await stream.send_all(b"ef")
+        await stream.send_eof()
+        with pytest.raises(trio.ClosedResourceError):
+            stream.send_now(b"too late")
+        await done.wait()
+    assert received == [b"ab", b"cd", b"", b"ef"]
+    stream.close()
 
 
 async def test_a_slow_reader_holds_the_sender_back(clock: Clock, pair: Pair, world: World) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gossip.messages import Notice
-from gossip.notices import AUTHOR_SILENCE_S, PURPOSE, NoticeTable, Verdict, parse_versions
+from gossip.notices import AUTHOR_SILENCE_S, PURPOSE, NoticeTable, Verdict, _Versions, parse_versions
 from p2p.codec import encode
 from p2p.limits import DEFAULT_LIMITS, Limits
 from tests.gossip.world import IDENTITIES, OTHER_RUN, RUN, heartbeat
@@ -169,3 +169,36 @@ def test_the_largest_notices_within_their_own_bounds_are_accepted():
 def test_publishing_too_much_is_refused():
     with pytest.raises(ValueError, match="more than peers accept"):
         table(limits=Limits(notice_bytes_max=300)).publish("heartbeat", heartbeat())
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([bytes([n]) * 16 for n in range(9)]),
+            st.none() | st.binary(min_size=24, max_size=24),
+        )
+    )
+)
+def test_versions_are_what_sorting_them_would_give(changes):
+    kept, plain = _Versions(), {}
+    for key, stamp in changes:
+        if stamp is not None:
+            kept.put(key, stamp)
+            plain[key] = stamp
+        elif key in plain:
+            kept.drop(key)
+            del plain[key]
+    assert kept.to_bytes() == b"".join(sorted(key + stamp for key, stamp in plain.items()))
+    assert kept.stamps == plain == parse_versions(kept.to_bytes())
+
+
+def test_authors_are_counted_without_listing_them():
+    held = table()
+    counts = [held.count_authors()]
+    held.offer(table(BOB).publish("heartbeat", heartbeat()), 0.0)
+    counts.append(held.count_authors())
+    held.publish("heartbeat", heartbeat())
+    held.publish("heartbeat", heartbeat(step=1))
+    counts.append(held.count_authors())
+    assert counts == [0, 1, 2]
+    assert len(held.authors()) == 2

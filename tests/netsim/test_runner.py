@@ -18,6 +18,7 @@ from netsim.results import Event, Sample, SeedResult
 from netsim.runner import fitted, plan, run_seed
 from netsim.scenario import Scenario
 from node.node import Node
+from p2p.transport import PeerId
 
 Line = Sample | Event | SeedResult
 
@@ -324,9 +325,9 @@ def test_a_topology_says_who_mixes_with_whom() -> None:
         met: set[tuple[int, int]] = set()
         honest = Node._partners
 
-        def seen(node: Node) -> object:
+        def seen(node: Node) -> list[PeerId]:
             found = honest(node)
-            met.update((numbers[node.local], numbers[partner.peer]) for partner in found)
+            met.update((numbers[node.local], numbers[peer]) for peer in found)
             return found
 
         numbers: dict[object, int] = {}

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from node.exchange import Exchanger, Partner
+from node.exchange import Exchanger
 from node.rounds import Exchange
+from p2p.transport import PeerId
 from training.run_spec import ExchangeSpec
 
 
@@ -19,7 +20,7 @@ async def test_a_due_exchange_takes_place_with_the_probability_of_the_run(
 ) -> None:
     asked = 0
 
-    def partners() -> list[Partner]:
+    def partners() -> list[PeerId]:
         nonlocal asked
         asked += 1
         return []
@@ -36,6 +37,7 @@ async def test_a_due_exchange_takes_place_with_the_probability_of_the_run(
         limits=unused,
         rng=random.Random(0),
         partners=partners,
+        is_elder=lambda peer: False,
         fetch_timeout_s=1.0,
         pacer=None,
     )

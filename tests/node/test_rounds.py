@@ -108,3 +108,21 @@ def test_a_node_that_sees_nobody_it_knows_of_waits_before_it_merges_alone(watch:
     assert watch.due(1, alone, 40.1, others_known=False)
     assert not watch.due(1, alone, 40.2, others_known=True)
     assert watch.due(1, progress(100, 100), 40.3, others_known=True)
+
+
+@pytest.mark.parametrize(
+    ("steps", "pause_s"),
+    [
+        ([0, 50], MergeWatch.LOOK_S_MAX),
+        ([0, 96], 2.0),
+        ([99.9, 0], MergeWatch.LOOK_S_MIN),
+        ([100, 0], MergeWatch.LOOK_S_WAITING),
+        ([100, 99], 0.5),
+        ([100, 100], MergeWatch.LOOK_S_MIN),
+    ],
+)
+def test_nothing_is_looked_at_before_it_can_be_due(steps: list[float], pause_s: float) -> None:
+    watch = MergeWatch([1.0], wait_s_max=20.0)
+    members = [MemberProgress(step, 100, 1.0) for step in steps]
+    assert watch.pause_s(0, members) == pytest.approx(pause_s)
+    assert watch.pause_s(1, members) == MergeWatch.LOOK_S_MAX

@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec import Meta
 
-from p2p.codec import DEPTH_MAX, decode, encode
+from p2p.codec import DEPTH_MAX, WireMessage, _is_in_wire_order, decode, encode
 from p2p.errors import MalformedMessage
 
 BYTES_MAX = 4096
@@ -32,6 +32,33 @@ class Other(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     points: list[Point]
 
 
+class Leaf(WireMessage, frozen=True):
+    zeta: bytes
+    a_long_name: int
+    mid: str | None
+    on: bool
+
+
+class Tree(WireMessage, frozen=True):
+    trees: list[Leaf]
+    any: Leaf | None
+    no: int
+
+
+class Weighed(WireMessage, frozen=True):
+    weight: float
+    leaf: Leaf
+
+
+LEAVES = st.builds(
+    Leaf,
+    zeta=st.binary(max_size=300),
+    a_long_name=st.integers(-(2**63), 2**64 - 1),
+    mid=st.none() | st.text(),
+    on=st.booleans(),
+)
+TREES = st.builds(Tree, trees=st.lists(LEAVES, max_size=3), any=st.none() | LEAVES, no=st.integers(0, 1000))
+WEIGHED = st.builds(Weighed, weight=st.floats(allow_nan=False, allow_infinity=False), leaf=LEAVES)
 POINTS = st.builds(
     Point,
     count=st.integers(0, 2**53),
@@ -96,6 +123,22 @@ def test_a_changed_byte_is_never_the_same_message(point: Point, at: int, value: 
     except MalformedMessage:
         return
     assert encode(message) == changed
+
+
+@given(LEAVES | TREES | WEIGHED)
+def test_messages_that_need_no_sorting_come_out_as_if_they_had_been_sorted(message: WireMessage) -> None:
+    plain = msgspec.to_builtins(message, builtin_types=(bytes,))
+    assert encode(message) == cbor2.dumps(plain, canonical=True)
+    assert decode(encode(message), type(message), bytes_max=BYTES_MAX) == message
+
+
+def test_what_needs_no_sorting() -> None:
+    assert [_is_in_wire_order(kind) for kind in (Leaf, Tree, Weighed, Point, Other)] == [
+        True,
+        True,
+        *[False] * 3,
+    ]
+    assert Tree.__struct_fields__ == ("no", "any", "trees")
 
 
 MAP_END = b"\xff"
