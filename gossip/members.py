@@ -29,6 +29,8 @@ MEAN_WEIGHT = 1 / 8
 DEVIATION_WEIGHT = 1 / 4
 DEVIATIONS = 4.0
 SUSPECT_S_MIN = 8.0
+SUSPECT_INTERVALS_MIN = 3.0
+"""Nobody is suspect sooner than after so many of the intervals at which a member of such a swarm beats."""
 SUSPECT_S_MAX = 120.0
 GONE_FACTOR = 3.0
 """A member is gone after this many times the silence that made it suspect."""
@@ -63,7 +65,8 @@ class _Entry:
         """Work out the deadline: no shorter than what a swarm of this size calls for, ``interval_s``."""
         mean_s = max(self.interval_mean_s, interval_s)
         expected_s = mean_s + DEVIATIONS * self.interval_deviation_s
-        self.suspect_after_s = min(max(expected_s, SUSPECT_S_MIN), SUSPECT_S_MAX)
+        floor_s = max(SUSPECT_S_MIN, SUSPECT_INTERVALS_MIN * interval_s)
+        self.suspect_after_s = min(max(expected_s, floor_s), SUSPECT_S_MAX)
 
 
 class MemberTable:

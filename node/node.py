@@ -10,7 +10,6 @@ stop ends with a checkpoint and a goodbye within ``STOP_TIMEOUT_S``.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -48,8 +47,9 @@ log = structlog.get_logger()
 
 SLICE_S = 0.1
 """Inner steps run in slices of about this long, so that reads and writes of the weights wait no longer."""
-FIRST_HEARTBEATS = 3
-"""So many follow each other fast, whatever the size of the swarm: the second one is what proves that we are there."""
+HEARTBEAT_GROWTH = 4.0
+"""The first heartbeats come fast and ever less so, whatever the size of the swarm: the second one that is heard proves
+that we are there, near by at once, and where news takes longer by a later one."""
 STOP_TIMEOUT_S = 8.0
 GOODBYE_S = 1.0
 SMOOTHING_STEPS = 20
@@ -395,10 +395,11 @@ class Node:
         )
 
     async def _beat(self) -> None:
-        for beat in itertools.count():
-            members = 1 + len(self.members)
-            await trio.sleep(HEARTBEAT_S_MIN if beat < FIRST_HEARTBEATS else heartbeat_interval_s(members))
+        pause_s = HEARTBEAT_S_MIN
+        while True:
+            await trio.sleep(pause_s)
             self._publish_heartbeat()
+            pause_s = min(HEARTBEAT_GROWTH * pause_s, heartbeat_interval_s(1 + len(self.members)))
 
     def _progress_of_alive(self) -> list[MemberProgress]:
         own = MemberProgress(self.trainer.step, self.rounds.steps_total, self.steps_per_s)
