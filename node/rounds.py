@@ -126,8 +126,9 @@ class MergeWatch:
 
     FLOOR_S = 2.0
     SLACK = 1.5
+    LOOK_SHARE = 0.75
     LOOK_S_MIN = 0.25
-    LOOK_S_MAX = 5.0
+    LOOK_S_MAX = 10.0
     LOOK_S_WAITING = 1.0
 
     def __init__(self, points: Sequence[float], *, wait_s_max: float) -> None:
@@ -167,10 +168,13 @@ class MergeWatch:
         if points_passed >= len(self._points):
             return self.LOOK_S_MAX
         etas = [member.eta_s(self._points[points_passed]) for member in members]
-        known = [eta for eta in etas if eta is not None]
-        if 0.0 in known:
-            return min(max(max(known) / 2, self.LOOK_S_MIN), self.LOOK_S_WAITING)
-        return min(max(min(known, default=0.0) / 2, self.LOOK_S_MIN), self.LOOK_S_MAX)
+        if 0.0 not in etas:
+            earliest_s = min((eta for eta in etas if eta is not None), default=0.0)
+            return min(max(self.LOOK_SHARE * earliest_s, self.LOOK_S_MIN), self.LOOK_S_MAX)
+        missing_s = [eta for eta in etas if eta]
+        if not missing_s:
+            return self.LOOK_S_WAITING
+        return min(max(self.LOOK_SHARE * max(missing_s), self.LOOK_S_MIN), self.LOOK_S_WAITING)
 
     def _patience_s(self, missing: Sequence[MemberProgress], point: float) -> float:
         etas = [member.eta_s(point) for member in missing]

@@ -241,21 +241,26 @@ class FlowStream(trio.abc.HalfCloseableStream):
         self._meter.bytes_received += len(payload)
         if not self._eof_received:
             self._unread.append(payload)
-            self._readable.unpark_all()
+            if self._receiving:
+                self._readable.unpark_all()
 
     def deliver_eof(self) -> None:
         """The other side will send nothing more."""
         self._eof_received = True
-        self._readable.unpark_all()
+        if self._receiving:
+            self._readable.unpark_all()
 
     def add_credit(self, count: int) -> None:
         """The other side allows ``count`` more bytes."""
         self._credit += count
-        self._writable.unpark_all()
+        if self._sending:
+            self._writable.unpark_all()
 
     def _wake(self) -> None:
-        self._readable.unpark_all()
-        self._writable.unpark_all()
+        if self._receiving:
+            self._readable.unpark_all()
+        if self._sending:
+            self._writable.unpark_all()
 
     def _check_open(self, *, broken: bool = True) -> None:
         if self._closed:

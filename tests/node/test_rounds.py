@@ -114,11 +114,11 @@ def test_a_node_that_sees_nobody_it_knows_of_waits_before_it_merges_alone(watch:
     ("steps", "pause_s"),
     [
         ([0, 50], MergeWatch.LOOK_S_MAX),
-        ([0, 96], 2.0),
+        ([0, 96], 3.0),
         ([99.9, 0], MergeWatch.LOOK_S_MIN),
         ([100, 0], MergeWatch.LOOK_S_WAITING),
-        ([100, 99], 0.5),
-        ([100, 100], MergeWatch.LOOK_S_MIN),
+        ([100, 99], 0.75),
+        ([100, 100], MergeWatch.LOOK_S_WAITING),
     ],
 )
 def test_nothing_is_looked_at_before_it_can_be_due(steps: list[float], pause_s: float) -> None:
