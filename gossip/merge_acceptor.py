@@ -3,7 +3,8 @@
 Owns the two rules on which the agreement rests (Lamport, "Paxos Made Simple", 2001, section 2.2): a promise
 excludes everything under a lower ballot, and whoever promises tells what it has accepted. Functions from a state
 and a message to the state that must be on disk *before* the answer is sent, and the answer. IO-free. Whether a
-record is a good one is judged elsewhere (``gossip.merge_record``) before ``accept`` is asked.
+record is a good one, and the one accepted before may be given up for it, is judged elsewhere (``gossip.merge_record``,
+``gossip.merge_member``) before ``accept`` is asked.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 Owns this node's word on the present link (``merges/promise``, sealed) and what it has contributed to it. Every
 request is checked here before anything is done about it. A promise and an acceptance are on disk before anybody
 hears of them; a record is accepted only while all its results are held, so that whatever a quorum decides can be
-had from most of the electorate, whoever dies.
+had from most of the electorate, whoever dies. Who is absent, and with that whether a record may be given up, each
+member judges by what it heard itself, whatever a proposer says.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from gossip.merge_chain import MergeChain, sealed, unsealed
 from gossip.merge_record import (
     Link,
     RecordRefused,
+    can_decide,
     check_committed,
     check_contributions,
     check_record,
+    electorate,
     record_hash,
     sign_acknowledgement,
     sign_contribution,
@@ -38,6 +41,7 @@ from gossip.messages import (
     MergeCommit,
     MergeOffer,
     MergePlan,
+    MergeRecord,
     MergeReply,
     MergeResults,
     Message,
@@ -55,7 +59,8 @@ from p2p.transport import PeerId
 
 PROMISE = "merges/promise"
 ABSENT_PERIODS = 3.0
-"""A proposer leaves a member out of the quorum after this many merge periods without word from it."""
+"""A proposer leaves a member out of the quorum after this many merge periods without word from it, and gives up a
+record that cannot be decided without such members."""
 ABSENT_PERIODS_CONFIRMED = 2.0
 """An acceptor agrees from this many on: no two members hear the same word at the same time."""
 
@@ -227,6 +232,7 @@ class MergeMember:
         if record.ballot == request.ballot:
             self._check_absent(record.absent)
             self._check_founders(link, {PeerId(entry.peer) for entry in record.roster})
+            self._check_given_up(link, record)
         self._heard(request.ballot)
         holders = [peer, *map(PeerId, request.holders)]
         await self._work.verify_and_obtain(record, request.disputed, holders, request.timeout_s)
@@ -263,6 +269,20 @@ class MergeMember:
         alive = set(self._host.alive())
         if link.is_genesis and 2 * len(alive & founders) <= len(alive):
             raise CallRefused("minority", "most members alive here would have no voice in the first record")
+
+    def _check_given_up(self, link: Link, record: MergeRecord) -> None:
+        """Raise CallRefused when a new record is to replace the one accepted here, which can still be decided.
+
+        A proposer that has not heard of the accepted record makes a new one too. Refusing that one costs at most
+        another attempt: whoever has accepted it reports it, and proposed again it is not judged any more.
+        """
+        accepted = self._acceptor(link).accepted
+        if accepted is None or accepted.record == record:
+            return
+        deciders = electorate(accepted.record, link)
+        gone = self.absent(deciders - electorate(record, link), ABSENT_PERIODS_CONFIRMED)
+        if can_decide(deciders, gone):
+            raise CallRefused("decidable", "the record that was accepted here can still be decided")
 
     # --- this node's word -------------------------------------------------------------------------------------
 

@@ -5,7 +5,8 @@ for the shell in ``gossip.merging`` to carry out: messages to send (the proposer
 to recompute, and the end. Replies and deadlines of phases that are over are recognised by their stage and ignored.
 
 * *Calling*: promises and contributions are collected from everybody alive. With promises of a quorum, a record
-  that some member has already accepted is proposed again (the one of the highest ballot); without one, plan.
+  that some member has already accepted is proposed again (the one of the highest ballot); without one, plan. A
+  record of which too many deciders have been unheard for long counts as none: see ``_is_given_up``.
 * *Planning*: the owners sum. Whoever does not answer or whose inputs do not arrive is left out, and the smaller
   list is planned anew, until every fragment has a result under one list. The list only ever shrinks.
 * *Accepting*: the record is decided once a quorum has acknowledged it under this ballot.
@@ -14,7 +15,7 @@ to recompute, and the end. Replies and deadlines of phases that are over are rec
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,6 +23,7 @@ from gossip.merge_pace import MergePace
 from gossip.merge_record import (
     Link,
     RecordRefused,
+    can_decide,
     check_acknowledgement,
     check_contributions,
     check_record,
@@ -116,7 +118,10 @@ Phase = Literal["calling", "planning", "accepting", "over"]
 
 
 class Proposal:
-    """One ballot of one proposer for one link."""
+    """One ballot of one proposer for one link.
+
+    ``unheard(members)`` tells who of ``members`` has been unheard for so long that nobody waits for them any more.
+    """
 
     def __init__(
         self,
@@ -126,6 +131,7 @@ class Proposal:
         point: int,
         alive: Collection[PeerId],
         absent: Collection[PeerId],
+        unheard: Callable[[Collection[PeerId]], Collection[PeerId]],
         fragment_bytes: Sequence[int],
         replicas: int,
         pace: MergePace,
@@ -136,6 +142,7 @@ class Proposal:
         self._point = point
         self._alive = frozenset(alive)
         self._absent = sorted(absent)
+        self._unheard = unheard
         self._fragment_bytes = fragment_bytes
         self._replicas = replicas
         self._pace = pace
@@ -274,8 +281,9 @@ class Proposal:
         self._promised.add(peer)
 
     def _end_call(self) -> list[Effect]:
-        if self._accepted:
-            newest = max(self._accepted.values(), key=lambda accepted: accepted.ballot)
+        standing = [a for a in self._accepted.values() if not self._is_given_up(a.record)]
+        if standing:
+            newest = max(standing, key=lambda accepted: accepted.ballot)
             # Who decides about that record may be others than those this attempt counts; unless a quorum of them has
             # promised too, they may have decided for another one under a ballot in between.
             members = electorate(newest.record, self._link)
@@ -288,6 +296,16 @@ class Proposal:
             return self._propose(newest.record, holders=sorted(holders)[:HOLDERS_MAX])
         self._contributors = [self._offers[peer] for peer in sorted(self._offers)]
         return self._plan()
+
+    def _is_given_up(self, record: MergeRecord) -> bool:
+        """Whether ``record`` cannot be decided any more: a quorum of its electorate will not come together again.
+
+        Its electorate is fixed, so proposing it again would hold the survivors up for ever. Only who has no voice in
+        this attempt counts as gone. If the gone have decided it before they went, they are on another branch, as
+        after a long partition, and the branch rule joins the two.
+        """
+        members = electorate(record, self._link)
+        return not can_decide(members, self._unheard(members - self._voters))
 
     # --- planning ---------------------------------------------------------------------------------------------
 

@@ -5,6 +5,12 @@ the run's genesis hash; each link is a MergeRecord that names the one before it.
 single-decree Paxos (Lamport, "Paxos Made Simple", 2001, section 2.2) among the link's *electorate*: the roster of
 the record before, without members that have been unheard for long. At genesis nobody has named a roster, so the
 first record names its own; its acceptors check that it covers most of the members they believe alive.
+
+Electorates of one link may differ, so more than one record can be decided on it. Either quorums of both need not meet:
+a long partition. Or the earlier one was *given up*: the proposer of the later one, and whoever first accepted that in
+place of the earlier, had not heard for long of so many of the earlier one's electorate that the rest is no quorum of
+it. If the missing had decided it after all, they are on a branch of their own, as after a partition. Either way
+``outranks`` says which branch goes on when they meet.
 """
 
 from __future__ import annotations
@@ -107,6 +113,11 @@ def electorate(record: MergeRecord, link: Link) -> frozenset[PeerId]:
 def quorum(members: Collection[PeerId]) -> int:
     """The smallest number of ``members`` that is more than half of them."""
     return len(members) // 2 + 1
+
+
+def can_decide(members: frozenset[PeerId], gone: Collection[PeerId]) -> bool:
+    """Whether ``members`` can still decide about a record once ``gone`` have no voice any more."""
+    return len(members.difference(gone)) >= quorum(members)
 
 
 def next_roster(

@@ -263,6 +263,7 @@ class Merger:
             point=self._turns.point(link),
             alive=alive,
             absent=self._member.absent(link.voters(absent=()) - alive),
+            unheard=self._member.absent,
             fragment_bytes=self._fragment_bytes,
             replicas=self._replicas,
             pace=self._pace,

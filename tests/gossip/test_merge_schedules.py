@@ -2,7 +2,8 @@
 
 The machines run without a network: calls and replies lie in one bag from which a seeded generator draws, so that
 they are lost, doubled, reordered and delayed past deadlines at will; proposers start, die and start again; acceptors
-restart with what they had written. Sums are stood in for by names, because nothing here depends on them.
+restart with what they had written, or die for good, which the others know at once. Sums are stood in for by names,
+because nothing here depends on them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from gossip.merge_pace import MergePace
 from gossip.merge_proposer import Ask, Concluded, Failed, Inspect, Proposal, cover
 from gossip.merge_record import (
     Link,
+    can_decide,
     check_committed,
     check_record,
     electorate,
@@ -39,6 +41,7 @@ from gossip.messages import (
     MergeCall,
     MergeOffer,
     MergePlan,
+    MergeRecord,
     MergeResults,
     Outbid,
     ShardRef,
@@ -69,6 +72,8 @@ class Peer:
     proposal: Proposal | None = None
     lives: int = 0
     forgetful: bool = False
+    dead: set[str] = field(default_factory=set)
+    """Who is gone for good."""
 
     def __post_init__(self):
         self.state = AcceptorState(parent=self.link.parent)
@@ -100,6 +105,8 @@ class Peer:
                     return MergeResults(results=results, missing=[])
                 case MergeAccept():
                     check_record(request.record, self.link, SHAPE, CheapSigner(self.name))
+                    if request.record.ballot == request.ballot and not self.gives_up_for(request.record):
+                        return None
                     state, outbid = accept(
                         self.state, AcceptedRecord(ballot=request.ballot, record=request.record)
                     )
@@ -110,6 +117,13 @@ class Peer:
         except CallRefused:
             return None
 
+    def gives_up_for(self, record):
+        """Whether nothing that was accepted here stands in the way of a new record."""
+        if self.state.accepted is None or self.state.accepted.record == record:
+            return True
+        deciders = electorate(self.state.accepted.record, self.link)
+        return not can_decide(deciders, self.dead - electorate(record, self.link))
+
     def write(self, state):
         """To disk and back, as every restart does."""
         if self.forgetful:
@@ -118,15 +132,23 @@ class Peer:
 
 
 def decided_under(
-    link: Link, count: int, seed: int, loss: float, *, forgetful: bool = False, wavering: bool = False
-) -> dict[bytes, frozenset[str]]:
-    """The records decided on ``link`` by ``count`` members with the luck of ``seed``, and who decided each.
+    link: Link,
+    count: int,
+    seed: int,
+    loss: float,
+    *,
+    forgetful: bool = False,
+    wavering: bool = False,
+    mortal: int = 0,
+) -> list[tuple[MergeRecord, frozenset[str]]]:
+    """The records decided on ``link`` by ``count`` members with the luck of ``seed``, and who had a voice in each.
 
-    ``wavering``: each attempt takes up to two other members for absent.
+    ``wavering``: each attempt takes up to two other members for absent. ``mortal``: so many die for good.
     """
     rng = random.Random(seed)
     names = [peer_named(number) for number in range(count)]
-    peers = {name: Peer(name, link, forgetful=forgetful) for name in names}
+    dead = set()
+    peers = {name: Peer(name, link, forgetful=forgetful, dead=dead) for name in names}
     bag = []
     decided = {}
 
@@ -143,14 +165,14 @@ def decided_under(
                 case Concluded():
                     check_committed(effect.committed, link, SHAPE, CheapSigner(names[0]))
                     record = effect.committed.record
-                    decided[record_hash(record)] = electorate(record, link)
+                    decided[record_hash(record)] = record, electorate(record, link)
                     peer.proposal = None
                 case Failed():
                     peer.proposal = None
 
     for _ in range(120 * count):
         luck = rng.random()
-        peer = peers[rng.choice(names)]
+        peer = peers[rng.choice([name for name in names if name not in dead])]
         if luck < 0.04:
             met = peer.state.promised.attempt if peer.state.promised else -1
             others = [name for name in names if name != peer.name]
@@ -158,8 +180,9 @@ def decided_under(
                 link=link,
                 ballot=Ballot(attempt=met + 1, proposer=peer.name),
                 point=1,
-                alive=names,
-                absent=rng.sample(others, rng.randint(0, 2)) if wavering else [],
+                alive=[name for name in names if name not in dead],
+                absent=rng.sample(others, rng.randint(0, 2)) if wavering else link.voters(()) & dead,
+                unheard=dead.intersection,
                 fragment_bytes=SHAPE,
                 replicas=1,
                 pace=MergePace(Limits()),
@@ -172,6 +195,9 @@ def decided_under(
         elif luck < 0.05:
             peer.proposal = None
             peer.lives += 1
+        elif luck < 0.06 and len(dead) < mortal:
+            peer.proposal = None
+            dead.add(peer.name)
         elif luck < 0.08 and peer.proposal is not None:
             perform(peer, peer.proposal, peer.proposal.deadline(peer.proposal._stage))
         elif bag:
@@ -180,6 +206,8 @@ def decided_under(
             if rng.random() < loss:
                 continue
             match message:
+                case "request", _, _, ask if ask.peer in dead:
+                    continue
                 case "request", asker, proposal, ask:
                     reply = peers[ask.peer].answer(ask.request)
                     bag.append(("reply", asker, proposal, (ask, reply)))
@@ -191,7 +219,7 @@ def decided_under(
                     else:
                         effects = proposal.answered(ask.peer, ask.stage, reply)
                     perform(asker, proposal, effects)
-    return decided
+    return list(decided.values())
 
 
 @settings(max_examples=60, deadline=None)
@@ -210,8 +238,27 @@ def test_one_link_is_never_decided_twice(link, count, seed, loss):
 @given(seed=st.integers(0, 1 << 32), loss=st.sampled_from([0.0, 0.05, 0.3]))
 def test_two_records_are_decided_only_where_their_quorums_need_not_meet(seed, loss):
     decided = decided_under(LINKS["later"], 5, seed, loss, wavering=True)
-    for one, other in itertools.combinations(decided.values(), 2):
+    for (_, one), (_, other) in itertools.combinations(decided, 2):
         assert quorum(one) + quorum(other) <= len(one | other)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    link=st.sampled_from(sorted(LINKS)),
+    mortal=st.integers(1, 4),
+    seed=st.integers(0, 1 << 32),
+    loss=st.sampled_from([0.0, 0.05, 0.3]),
+)
+def test_a_second_record_is_decided_only_without_a_quorum_of_the_first(link, mortal, seed, loss):
+    """Whoever had a voice in the earlier one and has none in the later is dead; the others had to give it up."""
+    for decision in itertools.combinations(decided_under(LINKS[link], 5, seed, loss, mortal=mortal), 2):
+        (_, earlier), (_, later) = sorted(decision, key=lambda record_and_voters: record_and_voters[0].ballot)
+        assert len(earlier & later) < quorum(earlier)
+
+
+@pytest.mark.parametrize("link", LINKS)
+def test_whoever_is_left_decides_whatever_was_accepted_before(link):
+    assert all(decided_under(LINKS[link], 5, seed, 0.0, mortal=4) for seed in range(40))
 
 
 def test_the_schedules_do_decide():
@@ -241,6 +288,7 @@ def test_an_old_record_is_proposed_again_only_with_promises_of_those_who_decide_
             point=1,
             alive=[peers[one].name for one in called],
             absent=[peers[one].name for one in absent],
+            unheard=lambda members: (),
             fragment_bytes=SHAPE,
             replicas=1,
             pace=MergePace(Limits()),
