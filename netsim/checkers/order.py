@@ -108,18 +108,19 @@ class Monotonic(Watcher):
 class Agreement(Watcher):
     """At most one record is committed on a link, and no member goes back on its word, whatever happens to it.
 
-    Two records of one link are allowed only where the quorums of their electorates need not meet: after a partition
-    so long that each side counts the other as absent, or at genesis. A promise or acceptance is on disk before it is
-    said, with all results of what is accepted, and counts in every later life (Lamport, "Paxos Made Simple", 2001,
-    section 2.2).
+    Two records of one link are allowed only where the quorums of their electorates need not meet, after a partition
+    so long that each side counts the other as absent, or at genesis; or where fewer than a quorum of the earlier one's
+    electorate have a voice in the later: those had given the earlier one up as undecidable. A promise or acceptance is
+    on disk before it is said, with all results of what is accepted, and counts in every later life (Lamport, "Paxos
+    Made Simple", 2001, section 2.2).
     """
 
     name = "agreement"
 
     def __init__(self, world: World, report: Report) -> None:
         super().__init__(world, report)
-        self._committed: OrderedDict[bytes, dict[bytes, frozenset[str]]] = OrderedDict()
-        """Parent -> record hash -> the record's electorate."""
+        self._committed: OrderedDict[bytes, dict[bytes, tuple[Ballot, frozenset[str]]]] = OrderedDict()
+        """Parent -> record hash -> the ballot the record was made for, and its electorate."""
         self._words: OrderedDict[tuple[int, bytes], AcceptorState] = OrderedDict()
         """(machine, parent) -> what was promised and accepted last."""
 
@@ -144,13 +145,15 @@ class Agreement(Watcher):
             return  # What a newcomer takes at its word: whoever was there has shown it to us before.
         members: frozenset[str] = electorate(record, link)
         known = self._committed.setdefault(record.parent, {})
-        for other, theirs in known.items():
-            if len(members) // 2 + 1 + len(theirs) // 2 + 1 > len(members | theirs):
+        for other, (ballot, theirs) in known.items():
+            earlier, later = (theirs, members) if ballot < record.ballot else (members, theirs)
+            must_meet = majority_of(members) + majority_of(theirs) > len(members | theirs)
+            if must_meet and len(earlier & later) >= majority_of(earlier):
                 self.fail(
                     f"records {short(other)} and {short(name)} are both committed on link {short(record.parent)},"
                     f" by {len(theirs)} and {len(members)} members of {len(members | theirs)}"
                 )
-        known[name] = members
+        known[name] = record.ballot, members
         while len(self._committed) > LINKS_KEPT:
             self._committed.popitem(last=False)
 
@@ -184,6 +187,11 @@ class Agreement(Watcher):
             path = f"{FOLDER}/{ref.root.hex()}-{ref.size}"
             if path not in disk.damaged and (path not in held or disk.is_unsynced(path)):
                 self.fail(f"accepted a record before {path} was on disk", machine.number)
+
+
+def majority_of(members: frozenset[str]) -> int:
+    """The smallest number that is more than half of ``members``."""
+    return len(members) // 2 + 1
 
 
 def ballot_of(ballot: Ballot | None) -> tuple[int, str]:

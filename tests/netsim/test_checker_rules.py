@@ -188,6 +188,7 @@ async def test_one_record_on_a_link_is_held_by_many(agreement: Agreement, told: 
     assert told == []
 
 
+@pytest.mark.parametrize("later_first", [False, True])
 @pytest.mark.parametrize(
     ("absent", "other_absent", "allowed"),
     [
@@ -197,21 +198,25 @@ async def test_one_record_on_a_link_is_held_by_many(agreement: Agreement, told: 
         ((0, 1), (4, 5), True),
         ((0, 1), (0,), False),
         ((0, 1, 2), (3, 4, 5), True),
+        ((0, 1), (0, 1, 2, 3), True),
+        ((0, 1, 2, 3), (0, 1), False),
+        ((0, 1), (0, 1, 2), False),
     ],
 )
-async def test_two_records_on_a_link_are_allowed_where_quorums_need_not_meet(
+async def test_two_records_on_a_link_are_allowed_where_quorums_need_not_meet_or_the_earlier_was_given_up(
     agreement: Agreement,
     told: list[FAILURE],
     absent: tuple[int, ...],
     other_absent: tuple[int, ...],
     allowed: bool,
+    later_first: bool,
 ) -> None:
     root = record_of(voters=range(6), parent=genesis_hash(RUN), height=1)
     parent = record_hash(root.record)
     one = record_of(voters=range(6), parent=parent, height=2, absent=absent)
     other = record_of(voters=range(6), parent=parent, height=2, absent=other_absent, attempt=1)
-    await see(agreement, root, one)
-    await see(agreement, root, other)
+    for seen in (other, one) if later_first else (one, other):
+        await see(agreement, root, seen)
     assert (told == []) == allowed
 
 
@@ -223,6 +228,17 @@ async def test_at_genesis_each_record_has_the_electorate_it_names(
     await see(agreement, record_of(voters=range(3, 6), parent=genesis, height=1, attempt=1))
     assert told == []
     await see(agreement, record_of(voters=range(4), parent=genesis, height=1, attempt=2))
+    assert [checker for checker, _, _ in told] == ["agreement"]
+
+
+async def test_a_founder_may_go_on_alone_after_a_record_with_both_but_not_the_other_way_round(
+    agreement: Agreement, told: list[FAILURE]
+) -> None:
+    genesis = genesis_hash(RUN)
+    await see(agreement, record_of(voters=range(2), parent=genesis, height=1, attempt=1))
+    await see(agreement, record_of(voters=range(1), parent=genesis, height=1, attempt=2))
+    assert told == []
+    await see(agreement, record_of(voters=range(1, 2), parent=genesis, height=1, attempt=0))
     assert [checker for checker, _, _ in told] == ["agreement"]
 
 
