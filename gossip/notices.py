@@ -140,7 +140,7 @@ class NoticeTable:
             body=encode(body),
             signature=bytes(64),
         )
-        notice = replace(unsigned, signature=self._signer.sign(PURPOSE, self._claim_bytes(unsigned)))
+        notice = replace(unsigned, signature=self._signer.sign(PURPOSE, _claim_of(self._run, unsigned)))
         if self._oversized(notice):
             raise ValueError(f"a {kind} notice of {len(notice.body)} bytes is more than peers accept")
         self._said[kind] = body
@@ -163,7 +163,7 @@ class NoticeTable:
         held = self._registers.get((author, notice.kind))
         if held is not None and _stamp_of(notice) <= held.stamp:
             return Verdict.KNOWN
-        if not self._signer.verify(author, PURPOSE, self._claim_bytes(notice), notice.signature):
+        if not self._signer.verify(author, PURPOSE, _claim_of(self._run, notice), notice.signature):
             return Verdict.SIGNATURE
         try:
             body = decode(notice.body, body_type, bytes_max=self._limits.notice_bytes_max)
@@ -181,18 +181,6 @@ class NoticeTable:
     def _oversized(self, notice: Notice) -> bool:
         size = len(notice.body)
         return size > NOTICE_BODY_BYTES_MAX or size + NOTICE_OVERHEAD_BYTES > self._limits.notice_bytes_max
-
-    def _claim_bytes(self, notice: Notice) -> bytes:
-        return encode(
-            NoticeClaim(
-                run=self._run,
-                author=notice.author,
-                kind=notice.kind,
-                incarnation=notice.incarnation,
-                sequence=notice.sequence,
-                body=notice.body,
-            )
-        )
 
     def _make_room(self, author: PeerId, now_s: float) -> bool:
         # One of the members_max places is ours.
@@ -359,6 +347,20 @@ def parse_keys(want: bytes) -> list[bytes]:
 
 def _register_key(author: PeerId, kind: str) -> bytes:
     return blake3(f"{author}\0{kind}".encode()).digest(length=REGISTER_KEY_BYTES)
+
+
+def _claim_of(run: bytes, notice: Notice) -> bytes:
+    """What the signature of ``notice`` covers."""
+    return encode(
+        NoticeClaim(
+            run=run,
+            author=notice.author,
+            kind=notice.kind,
+            incarnation=notice.incarnation,
+            sequence=notice.sequence,
+            body=notice.body,
+        )
+    )
 
 
 def _stamp_of(notice: Notice) -> bytes:

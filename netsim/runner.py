@@ -38,7 +38,7 @@ from netsim.metrics import Metrics
 from netsim.network import SimNetwork, open_sim_network
 from netsim.results import Event, Failure, Sample, SeedResult
 from netsim.scenario import ExpectSpec, Scenario
-from netsim.sharing import bodies_decoded_once
+from netsim.sharing import notices_worked_out_once
 from netsim.signer import StubSigner, machine_peer, world_key
 from netsim.topology import draw_topology
 from netsim.world import Machine, World, ed25519_signer
@@ -85,7 +85,7 @@ def run_seed(
         run.traced(trace),
         _errors_told(run.log_failure),
         deterministic_scheduling(seed),
-        bodies_decoded_once(),
+        notices_worked_out_once(),
         _rare_collection(),
     ):
         began_s = time.perf_counter()

@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gossip.messages import Notice
-from gossip.notices import AUTHOR_SILENCE_S, PURPOSE, NoticeTable, Verdict, _Versions, parse_versions
+from gossip.notices import (
+    AUTHOR_SILENCE_S,
+    PURPOSE,
+    NoticeTable,
+    Verdict,
+    _claim_of,
+    _Versions,
+    parse_versions,
+)
 from p2p.codec import encode
 from p2p.limits import DEFAULT_LIMITS, Limits
 from tests.gossip.world import IDENTITIES, OTHER_RUN, RUN, heartbeat
@@ -72,7 +80,7 @@ def _forgeries():
 
     def signed(**changes: object) -> Notice:
         changed = msgspec.structs.replace(genuine, **changes)
-        return msgspec.structs.replace(changed, signature=BOB.sign(PURPOSE, table(BOB)._claim_bytes(changed)))
+        return msgspec.structs.replace(changed, signature=BOB.sign(PURPOSE, _claim_of(RUN, changed)))
 
     return {
         "someone else's name": (msgspec.structs.replace(genuine, author=CAROL.peer), Verdict.SIGNATURE),

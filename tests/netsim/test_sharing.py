@@ -4,7 +4,7 @@ import pytest
 
 from gossip import notices
 from gossip.messages import Heartbeat
-from netsim.sharing import bodies_decoded_once
+from netsim.sharing import notices_worked_out_once
 from p2p.codec import decode, encode
 from p2p.errors import MalformedMessage
 from tests.gossip.world import heartbeat
@@ -17,7 +17,7 @@ def test_equal_bodies_are_one_object_within_and_two_outside() -> None:
         decoder = vars(notices)["decode"]
         return [decoder(bytes(bytearray(data)), Heartbeat, bytes_max=1000) for _ in range(2)]
 
-    with bodies_decoded_once():
+    with notices_worked_out_once():
         first, second = two()
         assert first is second
         assert first == heartbeat(step=7)
