@@ -17,6 +17,7 @@ import torch
 import trio
 from structlog.testing import capture_logs
 
+from gossip.ledger import STANDING_MAX
 from netsim.attackers import ATTACKERS
 from netsim.determinism import SimClock, deterministic_scheduling
 from netsim.network import open_sim_network
@@ -122,8 +123,9 @@ async def besieged_by(seed: int, name: str, told: Entries, noted: Counter[str]) 
         for node in nodes:
             assert bool(torch.isfinite(node.trainer.read()).all())
             assert (node.merge_host.anchor - node.trainer.optimum).square().mean() < 0.2
-            # Whoever is banned is not asked.
-            assert node.exchanger.mixes_failed <= node.ledger.refusals.total()
+            # Whoever is banned is not asked; a liar may have banned honest members in its turn, and serve them nothing.
+            shunned = mallory.node is not None and mallory.node.ledger.standing(node.local) < STANDING_MAX
+            assert shunned or node.exchanger.mixes_failed <= node.ledger.refusals.total()
             assert not (name.endswith("-inputs") and mallory.peer in node.merges.last.contributors)
 
         refused = [entry for entry in told if entry["event"] == "refused" and entry["peer"] == mallory.peer]
