@@ -31,6 +31,7 @@ def interrupt():
     os.killpg(0, signal.SIGINT)
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs in its background without it
     cli.sim_commands.RUNNER = "tests.netsim.fake_runner"
     pathlib.Path("r.jsonl").touch()
     threading.Thread(target=interrupt, daemon=True).start()

@@ -123,6 +123,15 @@ def test_a_scenario_that_the_runner_refuses(tmp_path: Path) -> None:
     assert lines(tmp_path / "out") == []
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, which a shell prevents in what it starts in its background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_ends_in_seconds_and_keeps_what_was_finished(tmp_path: Path) -> None:
     """Seed 0 never ends; those after it have ended and wait for their turn."""
 
