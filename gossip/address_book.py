@@ -35,14 +35,15 @@ BACK_OFF_PERMANENT_MAX_S = 20.0
 
 AddressSource = Literal["bootstrap", "invite", "heartbeat", "hello", "exchange"]
 _PERMANENT = ("bootstrap", "invite")
-HOSTS_REMEMBERED = 4096
-"""Hosts are named again and again, by each neighbour and in every heartbeat."""
+ADDRESSES_REMEMBERED = 1 << 14
+"""Addresses are named again and again, by each neighbour and in every heartbeat."""
 _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*")
 _PORT = re.compile(r"[1-9][0-9]{0,4}")
 
 log = structlog.get_logger()
 
 
+@functools.lru_cache(maxsize=ADDRESSES_REMEMBERED)
 def check_address(text: str, *, chars_max: int) -> str:
     """``text`` if it is ``/ip4|ip6|dns|dns4|dns6/HOST/tcp/PORT`` and can be dialled. Raises AddressError.
 
@@ -61,7 +62,6 @@ def check_address(text: str, *, chars_max: int) -> str:
     raise AddressError(f"{text!r} is not an address that can be dialled", why=why, fix=fix)
 
 
-@functools.lru_cache(maxsize=HOSTS_REMEMBERED)
 def _can_be_dialled(family: str, host: str) -> bool:
     if family in ("dns", "dns4", "dns6"):
         return len(host) <= 253 and _HOST_NAME.fullmatch(host) is not None
@@ -101,14 +101,12 @@ class _Entry:
     successes: int = 0
     retry_s: float = 0.0
     last_error: str = ""
+    permanent: bool = False
+    """Whether a source is permanent, as one stays then."""
 
     @property
     def badness(self) -> tuple[int, int]:
         return self.failures, -self.successes
-
-    @property
-    def permanent(self) -> bool:
-        return any(source in _PERMANENT for source in self.sources.values())
 
 
 class _StoredPeer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -151,6 +149,7 @@ class AddressBook:
                 return False
             entry = self._entries[peer] = _Entry()
         entry.told = told
+        entry.permanent = entry.permanent or source in _PERMANENT
         if source in ("heartbeat", "hello"):
             entry.sources = {
                 address: learnt

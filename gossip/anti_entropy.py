@@ -24,8 +24,8 @@ import structlog
 import trio
 
 from gossip.ledger import PeerLedger
-from gossip.messages import SYNC_PROTOCOL, Heartbeat, InStep, Notice, Notices, Probe, Swap, Versions
-from gossip.notices import NOTICE_OVERHEAD_BYTES, NoticeTable, Verdict, parse_keys, parse_versions
+from gossip.messages import SYNC_PROTOCOL, Heartbeat, InStep, Message, Notices, Probe, Swap, Versions
+from gossip.notices import NoticeTable, Verdict, parse_keys
 from p2p.errors import MalformedMessage, StreamBroken, TransportError
 from p2p.flow import FlowStream
 from p2p.frames import receive_message, send_message
@@ -48,13 +48,16 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 
-def offer_all(notices: Iterable[Notice], sender: PeerId, table: NoticeTable, ledger: PeerLedger) -> None:
+def offer_all(notices: Iterable[bytes], sender: PeerId, table: NoticeTable, ledger: PeerLedger) -> None:
     """Offer what ``sender`` sent to ``table``; a notice that no honest peer passes on costs the sender."""
-    for notice in notices:
-        verdict = table.offer(notice, trio.current_time())
+    now_s = trio.current_time()
+    for packed in notices:
+        verdict = table.offer(packed, now_s)
+        if verdict is Verdict.ACCEPTED or verdict is Verdict.KNOWN:
+            continue
         if verdict.blames_sender:
-            ledger.note(sender, verdict, f"a {notice.kind!r} notice of {notice.author}")
-        elif verdict not in (Verdict.ACCEPTED, Verdict.KNOWN):
+            ledger.note(sender, verdict, "a notice that no honest peer passes on")
+        else:
             ledger.refusals[verdict] += 1
 
 
@@ -115,24 +118,25 @@ class AntiEntropy:
             if isinstance(event, PeerUp) and event.outbound:
                 nursery.start_soon(self._meet, event.peer)
 
-    def _watch_for_news(self, author: PeerId, kind: str) -> None:
-        if self._is_news(author, kind):
+    def _watch_for_news(self, author: PeerId, kind: str, body: Message | None) -> None:
+        if self._is_news(author, body):
             own = author == self._transport.local.peer
             self._news_fanout = max(self._news_fanout, OWN_NEWS_FANOUT if own else RELAYED_NEWS_FANOUT)
             self._news.set()
 
-    def _is_news(self, author: PeerId, kind: str) -> bool:
+    def _is_news(self, author: PeerId, body: Message | None) -> bool:
         """Whether a change is worth an early round; a heartbeat that only counts on is not."""
-        if kind != "heartbeat":
-            return self._notices.get(author, kind) is not None
-        beat = self._notices.body_of(author, kind, Heartbeat)
-        if beat is None:
-            self._told.pop(author, None)
-            return False
-        telling = (beat.head, beat.leaving, *beat.addresses)
-        changed = self._told.get(author) != telling
-        self._told[author] = telling
-        return changed
+        match body:
+            case None:
+                self._told.pop(author, None)
+                return False
+            case Heartbeat(head=head, leaving=leaving, addresses=addresses):
+                telling = (head, leaving, *addresses)
+                changed = self._told.get(author) != telling
+                self._told[author] = telling
+                return changed
+            case _:
+                return True
 
     async def _spread_news(self, nursery: trio.Nursery) -> None:
         while True:
@@ -186,11 +190,11 @@ class AntiEntropy:
         await send_message(stream, Probe(digest=self._notices.digest()))
         match await self._receive(stream, InStep | Versions):
             case Versions(registers=registers):
-                theirs = parse_versions(registers)
-                wanted = self._notices.wanted_from(theirs)
+                difference = self._notices.compare(registers)
+                wanted = difference.wanted
                 if len(wanted) > self._limits.notices_per_swap_max:
                     wanted = self._rng.sample(wanted, self._limits.notices_per_swap_max)
-                swap = Swap(notices=self._some_of(self._notices.missing_from(theirs)), want=b"".join(wanted))
+                swap = Swap(notices=self._some_of(difference.missing), want=b"".join(wanted))
                 await send_message(stream, swap)
                 answer = await self._receive(stream, Notices)
                 offer_all(answer.notices, peer, self._notices, self._ledger)
@@ -219,17 +223,16 @@ class AntiEntropy:
             raise StreamBroken("the peer ended the round early")
         return message
 
-    def _some_of(self, notices: list[Notice]) -> list[Notice]:
+    def _some_of(self, notices: list[bytes]) -> list[bytes]:
         """As many as one frame carries; of more, some at random, so that none is passed over for ever."""
-        needed_bytes = sum(len(notice.body) for notice in notices) + NOTICE_OVERHEAD_BYTES * len(notices)
         room_bytes = self._limits.frame_bytes_max - SWAP_RESERVE_BYTES
-        if needed_bytes <= room_bytes and len(notices) <= self._limits.notices_per_swap_max:
+        if sum(map(len, notices)) <= room_bytes and len(notices) <= self._limits.notices_per_swap_max:
             return notices
         self._rng.shuffle(notices)
         chosen = []
-        for notice in notices[: self._limits.notices_per_swap_max]:
-            room_bytes -= len(notice.body) + NOTICE_OVERHEAD_BYTES
+        for packed in notices[: self._limits.notices_per_swap_max]:
+            room_bytes -= len(packed)
             if room_bytes < 0:
                 break
-            chosen.append(notice)
+            chosen.append(packed)
         return chosen

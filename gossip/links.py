@@ -29,6 +29,7 @@ from gossip.messages import (
     PROTOCOL_VERSION,
     Heartbeat,
     Hello,
+    Message,
     Notices,
     SpecBytes,
     WantPeers,
@@ -342,16 +343,14 @@ class Links:
             case WantPeers(count=count):
                 authors = self._notices.authors()
                 chosen = self._rng.sample(authors, min(count, len(authors)))
-                beats = (self._notices.get(author, "heartbeat") for author in chosen)
+                beats = (self._notices.packed(author, "heartbeat") for author in chosen)
                 return Notices(notices=[beat for beat in beats if beat is not None])
 
     # --- addresses --------------------------------------------------------------------------------------------
 
-    def _learn_addresses(self, author: PeerId, kind: str) -> None:
-        if kind == "heartbeat":
-            beat = self._notices.body_of(author, kind, Heartbeat)
-            if beat is not None and self._book.add(author, beat.addresses, "heartbeat"):
-                self._wake.set()
+    def _learn_addresses(self, author: PeerId, kind: str, body: Message | None) -> None:
+        if isinstance(body, Heartbeat) and self._book.add(author, body.addresses, "heartbeat"):
+            self._wake.set()
 
     async def _save_regularly(self) -> None:
         while True:

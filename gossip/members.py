@@ -119,6 +119,10 @@ class MemberTable:
         entry = self._entries.get(peer)
         return float("inf") if entry is None else now_s - entry.heard_s
 
+    def peers(self) -> list[PeerId]:
+        """Every member in any state, in the order in which they were first heard of."""
+        return list(self._entries)
+
     def alive(self, now_s: float) -> list[PeerId]:
         """The members believed alive, sorted."""
         return sorted([peer for peer, entry in self._entries.items() if _state(entry, now_s) == "alive"])

@@ -140,6 +140,10 @@ class Heartbeat(Message, frozen=True):
     """A goodbye: the member is shutting down on purpose."""
 
 
+PACKED_NOTICE_BYTES_MAX = 16 << 10
+PackedNotice = Annotated[bytes, Meta(max_length=PACKED_NOTICE_BYTES_MAX)]
+"""The canonical bytes of a Notice: they are passed on as they came."""
+
 NOTICE_BODIES: dict[str, type[Message]] = {"heartbeat": Heartbeat}
 """Every kind of notice and the message its body holds; other kinds are refused."""
 
@@ -173,14 +177,14 @@ class Versions(Message, frozen=True):
 class Swap(Message, frozen=True):
     """Here is what you lack; send me the registers of these keys in return."""
 
-    notices: Annotated[list[Notice], Meta(max_length=256)]
+    notices: Annotated[list[PackedNotice], Meta(max_length=256)]
     want: Annotated[bytes, Meta(max_length=256 * REGISTER_KEY_BYTES)]
 
 
 class Notices(Message, frozen=True):
     """The notices that were asked for, as far as they are held and fit."""
 
-    notices: Annotated[list[Notice], Meta(max_length=256)]
+    notices: Annotated[list[PackedNotice], Meta(max_length=256)]
 
 
 # --- shards: pulled by content, in chunks --------------------------------------------------------------------

@@ -12,9 +12,10 @@ tables that have seen the same notices are equal whatever the order, grouping or
 
 from __future__ import annotations
 
+import functools
 import struct
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
@@ -25,6 +26,7 @@ from msgspec.structs import replace
 from gossip.messages import (
     NOTICE_BODIES,
     NOTICE_BODY_BYTES_MAX,
+    PACKED_NOTICE_BYTES_MAX,
     REGISTER_KEY_BYTES,
     REGISTER_STAMP_BYTES,
     Message,
@@ -41,18 +43,18 @@ PURPOSE = "gossamer/notice/1"
 AUTHOR_SILENCE_S = 600.0
 """An author unheard for this long gives up its place when the table is full and a new author asks."""
 
-NOTICE_OVERHEAD_BYTES = 400
-"""More than a notice takes beyond its body."""
 REFUSED_KEYS_KEPT = 1024
 """Registers of kinds that this version does not know: not asked for again with every round."""
 
-_ROW = struct.Struct(f"{REGISTER_KEY_BYTES}s{REGISTER_STAMP_BYTES}s")
-ROW_BYTES = _ROW.size
-"""What Versions says of one register."""
+ROW_BYTES = REGISTER_KEY_BYTES + REGISTER_STAMP_BYTES
+"""What Versions says of one register: its key and its stamp."""
+_ROW = struct.Struct(f"{ROW_BYTES}s")
+KEYS_REMEMBERED = 1 << 14
+"""Registers whose keys need not be worked out again: more than a table holds."""
 
-Key = tuple[PeerId, str]
-"""(author, kind): which register."""
 Body = TypeVar("Body", bound=Message)
+Heed = Callable[[PeerId, str, Message | None], None]
+"""``heed(author, kind, body)``: what the register holds now, or None when it was dropped."""
 
 
 class Verdict(StrEnum):
@@ -85,16 +87,30 @@ class TableStatistics:
 
 
 @dataclass(frozen=True, slots=True)
-class _Register:
-    notice: Notice
-    body: Message
-    key: bytes
-    """As Versions has it."""
-    stamp: bytes
+class _Envelope:
+    """A notice as it travels, and where it belongs."""
 
-    @property
-    def wire_bytes(self) -> int:
-        return len(self.notice.body) + NOTICE_OVERHEAD_BYTES
+    packed: bytes
+    notice: Notice
+    key: bytes
+    row: bytes
+    """As Versions has it: key and stamp."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Register:
+    envelope: _Envelope
+    body: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Between our table and another."""
+
+    missing: list[bytes]
+    """Notices that the other lacks or holds older, as they travel."""
+    wanted: list[bytes]
+    """Keys of registers of which the other holds something newer that we have not refused for its kind."""
 
 
 class NoticeTable:
@@ -111,14 +127,14 @@ class NoticeTable:
         self._incarnation_jumps = 0
         self._sequence = 0
         self._limits = limits
-        self._registers: dict[Key, _Register] = {}
+        self._registers: dict[bytes, _Register] = {}
+        """By key."""
         self._heard_s: dict[PeerId, float] = {}
         self._said: dict[str, Message] = {}
-        self._heeding: list[Callable[[PeerId, str], None]] = []
-        self._key_of: dict[bytes, Key] = {}
+        self._heeding: list[Heed] = []
         self._versions = _Versions()
         self._refused: dict[bytes, bytes] = {}
-        """Key -> stamp of notices whose kind is not known here."""
+        """Key -> row of notices whose kind is not known here."""
         self._digest: bytes | None = None
 
     # --- what we say ------------------------------------------------------------------------------------------
@@ -141,46 +157,47 @@ class NoticeTable:
             signature=bytes(64),
         )
         notice = replace(unsigned, signature=self._signer.sign(PURPOSE, _claim_of(self._run, unsigned)))
-        if self._oversized(notice):
-            raise ValueError(f"a {kind} notice of {len(notice.body)} bytes is more than peers accept")
+        packed = encode(notice)
+        if len(packed) > self._limits.notice_bytes_max or len(notice.body) > NOTICE_BODY_BYTES_MAX:
+            raise ValueError(f"a {kind} notice of {len(packed)} bytes is more than peers accept")
         self._said[kind] = body
-        self._hold(notice, body)
+        self._hold(_read(_open(packed)))
         return notice
 
     # --- what others say --------------------------------------------------------------------------------------
 
-    def offer(self, notice: Notice, now_s: float) -> Verdict:
-        """Check a notice from anywhere and hold it when it is newer than what is held."""
-        body_type = NOTICE_BODIES.get(notice.kind)
-        author = PeerId(notice.author)
-        if body_type is None:
+    def offer(self, packed: bytes, now_s: float) -> Verdict:
+        """Check the bytes of a notice from anywhere and hold it when it is newer than what is held."""
+        if len(packed) > self._limits.notice_bytes_max:
+            return Verdict.OVERSIZED
+        try:
+            envelope = _open(packed)
+        except MalformedMessage:
+            return Verdict.MALFORMED
+        notice, key = envelope.notice, envelope.key
+        if notice.kind not in NOTICE_BODIES:
             if len(self._refused) == REFUSED_KEYS_KEPT:
                 del self._refused[next(iter(self._refused))]
-            self._refused[_register_key(author, notice.kind)] = _stamp_of(notice)
+            self._refused[key] = envelope.row
             return Verdict.UNKNOWN_KIND
-        if self._oversized(notice):
-            return Verdict.OVERSIZED
-        held = self._registers.get((author, notice.kind))
-        if held is not None and _stamp_of(notice) <= held.stamp:
+        held = self._registers.get(key)
+        if held is not None and envelope.row <= held.envelope.row:
             return Verdict.KNOWN
+        author = PeerId(notice.author)
         if not self._signer.verify(author, PURPOSE, _claim_of(self._run, notice), notice.signature):
             return Verdict.SIGNATURE
         try:
-            body = decode(notice.body, body_type, bytes_max=self._limits.notice_bytes_max)
+            register = _read(envelope)
         except MalformedMessage:
             return Verdict.MALFORMED
         if not self._make_room(author, now_s):
             return Verdict.TABLE_FULL
-        self._hold(notice, body)
+        self._hold(register)
         if author != self._signer.peer:
             self._heard_s[author] = now_s
         elif notice.incarnation >= self._incarnation:
             self._rise_above(notice.incarnation)
         return Verdict.ACCEPTED
-
-    def _oversized(self, notice: Notice) -> bool:
-        size = len(notice.body)
-        return size > NOTICE_BODY_BYTES_MAX or size + NOTICE_OVERHEAD_BYTES > self._limits.notice_bytes_max
 
     def _make_room(self, author: PeerId, now_s: float) -> bool:
         # One of the members_max places is ours.
@@ -192,11 +209,10 @@ class NoticeTable:
         if now_s - self._heard_s[quietest] < AUTHOR_SILENCE_S:
             return False
         del self._heard_s[quietest]
-        for name in [name for name in self._registers if name[0] == quietest]:
-            key = self._registers.pop(name).key
-            del self._key_of[key]
-            self._versions.drop(key)
-            self._changed(name)
+        for kind in NOTICE_BODIES:
+            if self._registers.pop(_register_key(quietest, kind), None) is not None:
+                self._versions.drop(_register_key(quietest, kind))
+                self._changed(quietest, kind, None)
         return True
 
     def _rise_above(self, incarnation: int) -> None:
@@ -205,31 +221,32 @@ class NoticeTable:
         for kind, body in list(self._said.items()):
             self.publish(kind, body)
 
-    def _hold(self, notice: Notice, body: Message) -> None:
-        name = PeerId(notice.author), notice.kind
-        held = self._registers.get(name)
-        key = held.key if held is not None else _register_key(*name)
-        stamp = _stamp_of(notice)
-        self._registers[name] = _Register(notice, body, key, stamp)
-        self._key_of[key] = name
-        self._versions.put(key, stamp)
-        self._changed(name)
+    def _hold(self, register: _Register) -> None:
+        envelope = register.envelope
+        self._registers[envelope.key] = register
+        self._versions.put(envelope.row)
+        self._changed(PeerId(envelope.notice.author), envelope.notice.kind, register.body)
 
-    def _changed(self, name: Key) -> None:
+    def _changed(self, author: PeerId, kind: str, body: Message | None) -> None:
         self._digest = None
         for heed in self._heeding:
-            heed(*name)
+            heed(author, kind, body)
 
     # --- what is held -----------------------------------------------------------------------------------------
 
     def get(self, author: PeerId, kind: str) -> Notice | None:
         """The newest notice held of ``author`` on ``kind``."""
-        register = self._registers.get((author, kind))
-        return register.notice if register is not None else None
+        register = self._registers.get(_register_key(author, kind))
+        return register.envelope.notice if register is not None else None
+
+    def packed(self, author: PeerId, kind: str) -> bytes | None:
+        """The same as it travels."""
+        register = self._registers.get(_register_key(author, kind))
+        return register.envelope.packed if register is not None else None
 
     def body_of(self, author: PeerId, kind: str, body_type: type[Body]) -> Body | None:
         """The decoded body of the newest notice of ``author`` on ``kind``."""
-        register = self._registers.get((author, kind))
+        register = self._registers.get(_register_key(author, kind))
         if register is None:
             return None
         assert isinstance(register.body, body_type)
@@ -241,28 +258,28 @@ class NoticeTable:
 
     def authors(self) -> list[PeerId]:
         """Everyone with a notice in the table, sorted; ourselves included once we have said something."""
-        return sorted({author for author, _ in self._registers})
+        return sorted({PeerId(register.envelope.notice.author) for register in self._registers.values()})
 
     def count_authors(self) -> int:
         """How many ``authors`` there are."""
-        own = any((self._signer.peer, kind) in self._registers for kind in NOTICE_BODIES)
-        return len(self._heard_s) + own
+        ours = (_register_key(self._signer.peer, kind) for kind in NOTICE_BODIES)
+        return len(self._heard_s) + any(key in self._registers for key in ours)
 
-    def on_change(self, heed: Callable[[PeerId, str], None]) -> None:
-        """Have ``heed(author, kind)`` called whenever a register has changed: at once for each that is held.
+    def on_change(self, heed: Heed) -> None:
+        """Have ``heed`` called whenever a register has changed, and at once for each that is held.
 
-        A dropped register has changed too: there is no notice then. ``heed`` must neither block nor publish.
+        It must neither block nor publish.
         """
         self._heeding.append(heed)
-        for author, kind in list(self._registers):
-            heed(author, kind)
+        for register in list(self._registers.values()):
+            heed(PeerId(register.envelope.notice.author), register.envelope.notice.kind, register.body)
 
     def statistics(self) -> TableStatistics:
         """Counts and sizes now."""
         return TableStatistics(
             authors=self.count_authors(),
             notices=len(self._registers),
-            bytes_held=sum(register.wire_bytes for register in self._registers.values()),
+            bytes_held=sum(len(register.envelope.packed) for register in self._registers.values()),
             incarnation_jumps=self._incarnation_jumps,
         )
 
@@ -278,75 +295,90 @@ class NoticeTable:
             self._digest = blake3(self.versions()).digest()
         return self._digest
 
-    def missing_from(self, theirs: Mapping[bytes, bytes]) -> list[Notice]:
-        """The notices we hold that a table with stamps ``theirs`` by key lacks or holds older."""
-        stamp_at = theirs.get
-        return self.held([key for key, stamp in self._versions.stamps.items() if stamp_at(key, b"") < stamp])
+    def compare(self, registers: bytes) -> Difference:
+        """What differs from a table of these ``versions``. Raises MalformedMessage unless whole and ascending."""
+        rows = [row for (row,) in _ROW.iter_unpack(_whole(registers, ROW_BYTES))]
+        theirs = set(rows)
+        if len(theirs) < len(rows) or rows != sorted(rows):
+            raise MalformedMessage("versions not sorted, or named twice")
+        ours = {register.envelope.row for register in self._registers.values()}
+        # Most rows are equal, and drop out here. What is left is looked at one by one.
+        we_hold = {row[:REGISTER_KEY_BYTES]: row for row in sorted(ours - theirs)}
+        they_hold = {row[:REGISTER_KEY_BYTES]: row for row in sorted(theirs - ours)}
+        return Difference(
+            missing=self.held(key for key, row in we_hold.items() if they_hold.get(key, b"") < row),
+            wanted=[
+                key
+                for key, row in they_hold.items()
+                if we_hold.get(key, b"") < row and self._refused.get(key, b"") < row
+            ],
+        )
 
-    def wanted_from(self, theirs: Mapping[bytes, bytes]) -> list[bytes]:
-        """The keys of ``theirs`` whose stamps are newer than what we hold, or refused for its kind."""
-        stamp_at = self._versions.stamps.get
-        newer = [key for key, stamp in theirs.items() if stamp_at(key, b"") < stamp]
-        return [key for key in newer if self._refused.get(key, b"") < theirs[key]]
-
-    def held(self, keys: Iterable[bytes]) -> list[Notice]:
-        """The notices of these keys, as far as they are held."""
-        names = (self._key_of.get(key) for key in keys)
-        return [self._registers[name].notice for name in names if name is not None]
+    def held(self, keys: Iterable[bytes]) -> list[bytes]:
+        """The notices of these keys as they travel, as far as they are held."""
+        registers = (self._registers.get(key) for key in keys)
+        return [register.envelope.packed for register in registers if register is not None]
 
 
 class _Versions:
-    """Keys and stamps of the registers, kept in the order and the form in which they travel.
+    """The rows of the registers, kept in the order and the form in which they travel.
 
     Tables of thousands are compared many times a second, and few of their registers change in between.
     """
 
     def __init__(self) -> None:
-        self.stamps: dict[bytes, bytes] = {}
         self._keys: list[bytes] = []
         self._rows = bytearray()
 
-    def put(self, key: bytes, stamp: bytes) -> None:
+    def put(self, row: bytes) -> None:
         """Add a register, or replace its stamp."""
-        at = bisect_left(self._keys, key)
-        end = at
-        if key in self.stamps:
-            end += 1
-        else:
+        key = row[:REGISTER_KEY_BYTES]
+        at, held = self._place(key)
+        if not held:
             self._keys.insert(at, key)
-        self._rows[at * ROW_BYTES : end * ROW_BYTES] = key + stamp
-        self.stamps[key] = stamp
+        self._rows[at * ROW_BYTES : (at + held) * ROW_BYTES] = row
 
     def drop(self, key: bytes) -> None:
-        """Remove a register."""
+        """Remove a register that is held."""
+        at, _ = self._place(key)
+        del self._keys[at], self._rows[at * ROW_BYTES : (at + 1) * ROW_BYTES]
+
+    def _place(self, key: bytes) -> tuple[int, bool]:
         at = bisect_left(self._keys, key)
-        del self.stamps[key], self._keys[at], self._rows[at * ROW_BYTES : (at + 1) * ROW_BYTES]
+        return at, at < len(self._keys) and self._keys[at] == key
 
     def to_bytes(self) -> bytes:
         """All rows, ascending by key."""
         return bytes(self._rows)
 
 
-def parse_versions(registers: bytes) -> dict[bytes, bytes]:
-    """Key -> stamp of what Versions carries. Raises MalformedMessage unless it is whole and ascending."""
-    if len(registers) % ROW_BYTES:
-        raise MalformedMessage(f"{len(registers)} bytes of versions, {ROW_BYTES} each")
-    stamps = dict(_ROW.iter_unpack(registers))
-    keys = list(stamps)
-    if len(keys) * ROW_BYTES != len(registers) or keys != sorted(keys):
-        raise MalformedMessage("versions not sorted, or named twice")
-    return stamps
-
-
 def parse_keys(want: bytes) -> list[bytes]:
     """The keys that Swap wants. Raises MalformedMessage unless they are whole."""
-    if len(want) % REGISTER_KEY_BYTES:
-        raise MalformedMessage(f"{len(want)} bytes of keys, {REGISTER_KEY_BYTES} each")
+    _whole(want, REGISTER_KEY_BYTES)
     return [want[at : at + REGISTER_KEY_BYTES] for at in range(0, len(want), REGISTER_KEY_BYTES)]
 
 
+def _whole(data: bytes, unit_bytes: int) -> bytes:
+    if len(data) % unit_bytes:
+        raise MalformedMessage(f"{len(data)} bytes of what takes {unit_bytes} each")
+    return data
+
+
+@functools.lru_cache(maxsize=KEYS_REMEMBERED)
 def _register_key(author: PeerId, kind: str) -> bytes:
     return blake3(f"{author}\0{kind}".encode()).digest(length=REGISTER_KEY_BYTES)
+
+
+# Everything below depends on nothing but its arguments and gives what is never changed: a simulation of a thousand
+# members has each notice worked out once for all of them (netsim.sharing).
+
+
+def _open(packed: bytes) -> _Envelope:
+    """Raises MalformedMessage."""
+    notice = decode(packed, Notice, bytes_max=PACKED_NOTICE_BYTES_MAX)
+    key = _register_key(PeerId(notice.author), notice.kind)
+    numbers = notice.incarnation.to_bytes(8, "big") + notice.sequence.to_bytes(8, "big")
+    return _Envelope(packed, notice, key, key + numbers + notice.signature[:8])
 
 
 def _claim_of(run: bytes, notice: Notice) -> bytes:
@@ -363,6 +395,8 @@ def _claim_of(run: bytes, notice: Notice) -> bytes:
     )
 
 
-def _stamp_of(notice: Notice) -> bytes:
-    numbers = notice.incarnation.to_bytes(8, "big") + notice.sequence.to_bytes(8, "big")
-    return numbers + notice.signature[:8]
+def _read(envelope: _Envelope) -> _Register:
+    """Raises MalformedMessage unless the body is one of its kind."""
+    notice = envelope.notice
+    body_type = NOTICE_BODIES[notice.kind]
+    return _Register(envelope, decode(notice.body, body_type, bytes_max=NOTICE_BODY_BYTES_MAX))

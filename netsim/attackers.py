@@ -12,19 +12,27 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar, cast
+from typing import Concatenate, ParamSpec, TypeAlias, TypeVar, cast
 
 import torch
 from msgspec.structs import replace
 from torch import Tensor
 
-from gossip.messages import Contribution, Heartbeat, Message, Notice, ShardRef
-from gossip.notices import Verdict
+from gossip.messages import (
+    PACKED_NOTICE_BYTES_MAX,
+    Contribution,
+    Heartbeat,
+    Message,
+    Notice,
+    ShardRef,
+)
+from gossip.notices import Difference, Verdict
 from gossip.shard_transfer import ShardServer
 from gossip.store import ShardStore
 from node.merge_host import WIRE
 from node.node import Node
 from node.snapshots import Snapshots
+from p2p.codec import decode
 from p2p.transport import PeerId
 from training.layout import TensorSpan
 from training.learner import Learner
@@ -191,27 +199,31 @@ def _boasting(**claims: object) -> Callable[[Node], None]:
 
 def _replay_old_notices(node: Node) -> None:
     """Of others their first words are offered, in every round, to everybody."""
-    hoard: dict[tuple[str, str], Notice] = {}
+    hoard: dict[PeerId, bytes] = {}
 
-    def offer(honest: Callable[[Notice, float], Verdict], notice: Notice, now_s: float) -> Verdict:
-        verdict = honest(notice, now_s)
+    def offer(honest: Callable[[bytes, float], Verdict], packed: bytes, now_s: float) -> Verdict:
+        verdict = honest(packed, now_s)
         if verdict is Verdict.ACCEPTED and len(hoard) < node.limits.members_max:
-            hoard.setdefault((notice.author, notice.kind), notice)
+            hoard.setdefault(author_of(packed), packed)
         return verdict
 
-    def held(honest: Callable[[Iterable[bytes]], list[Notice]], keys: Iterable[bytes]) -> list[Notice]:
-        return [hoard.get((notice.author, notice.kind), notice) for notice in honest(keys)]
+    def held(honest: Callable[[Iterable[bytes]], list[bytes]], keys: Iterable[bytes]) -> list[bytes]:
+        return [hoard.get(author_of(packed), packed) for packed in honest(keys)]
 
-    def missing_from(honest: Callable[[Any], list[Notice]], theirs: Any) -> list[Notice]:
-        own = [notice for notice in honest(theirs) if notice.author == node.local]
-        return [*own, *hoard.values()]
+    def compare(honest: Callable[[bytes], Difference], registers: bytes) -> Difference:
+        difference = honest(registers)
+        own = [packed for packed in difference.missing if author_of(packed) == node.local]
+        return Difference(missing=[*own, *hoard.values()], wanted=difference.wanted)
+
+    def author_of(packed: bytes) -> PeerId:
+        return PeerId(decode(packed, Notice, bytes_max=PACKED_NOTICE_BYTES_MAX).author)
 
     def digest(_: Callable[[], bytes]) -> bytes:
         return bytes(32)  # Nobody's table: no round may end before notices were swapped.
 
     _instead(node.notices, "offer", offer)
     _instead(node.notices, "held", held)
-    _instead(node.notices, "missing_from", missing_from)
+    _instead(node.notices, "compare", compare)
     _instead(node.notices, "digest", digest)
 
 

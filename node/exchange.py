@@ -11,8 +11,10 @@ Relies on: ``node.snapshots`` at the other side, the shard fetcher (bytes match 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import islice
+from typing import TypeVar
 
 import structlog
 import torch
@@ -34,6 +36,7 @@ from training.mixing import Refused, check_peer_values, mix
 from training.run_spec import ExchangeSpec
 from training.wire import ELEMENT_BYTES, decode_values
 
+T = TypeVar("T")
 log = structlog.get_logger()
 
 
@@ -56,7 +59,8 @@ class Exchanger:
         ledger: PeerLedger,
         limits: Limits,
         rng: random.Random,
-        partners: Callable[[], list[PeerId]],
+        members: Callable[[], list[PeerId]],
+        may_mix_with: Callable[[PeerId], bool],
         is_elder: Callable[[PeerId], bool],
         fetch_timeout_s: float,
         pacer: Pacer | None,
@@ -70,7 +74,8 @@ class Exchanger:
         self._ledger = ledger
         self._limits = limits
         self._rng = rng
-        self._partners = partners
+        self._members = members
+        self._may_mix_with = may_mix_with
         self._is_elder = is_elder
         self._fetch_timeout_s = fetch_timeout_s
         self._pacer = pacer
@@ -95,13 +100,12 @@ class Exchanger:
         assert rule != "none", "a run without exchanges never asks for one"
         if self._rng.random() >= self._spec.probability:
             return
-        partners = self._partners()
-        if not partners:
+        chosen = self._choose_partners()
+        if not chosen:
             return
         own = await self._compute.run(
             partial(self._trainer.read, due.fragment), lane="side", cost_s=self._costs.copy_s
         )
-        chosen = self._rng.sample(partners, min(self._spec.peers, len(partners)))
         pulled = await self._pull(chosen, due.fragment, own)
         if not pulled:
             self.mixes_failed += 1
@@ -135,6 +139,11 @@ class Exchanger:
             steps_late=self._trainer.step - due.step,
             variance_ratio=round(result.variance_ratio_before, 4),
         )
+
+    def _choose_partners(self) -> list[PeerId]:
+        """Some of the members at random; of a thousand only those are looked at that are drawn."""
+        drawn = filter(self._may_mix_with, in_random_order(self._members(), self._rng))
+        return list(islice(drawn, self._spec.peers))
 
     def _apply(self, epoch: int, fragment: int, delta: torch.Tensor) -> bool:
         # Runs in the train lane, where merges re-base the weights too: the epoch cannot change underneath.
@@ -199,3 +208,12 @@ class Exchanger:
         return await self._fetcher.fetch(
             snapshot.shard, [peer], timeout_s=self._fetch_timeout_s, pacer=self._pacer
         )
+
+
+def in_random_order(items: Sequence[T], rng: random.Random) -> Iterator[T]:
+    """Each of ``items`` once, drawn as they are asked for (Fisher and Yates, from the end)."""
+    rest = list(items)
+    while rest:
+        at = rng.randrange(len(rest))
+        rest[at], rest[-1] = rest[-1], rest[at]
+        yield rest.pop()

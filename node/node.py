@@ -23,7 +23,7 @@ from gossip.ledger import PeerLedger
 from gossip.links import Links
 from gossip.members import HEARTBEAT_S_MIN, MemberTable, heartbeat_interval_s
 from gossip.merging import Merger
-from gossip.messages import Heartbeat
+from gossip.messages import Heartbeat, Message
 from gossip.notices import NoticeTable
 from gossip.progress import Progress
 from gossip.shard_transfer import Pacer, ShardFetcher, ShardServer
@@ -175,7 +175,8 @@ class Node:
             ledger=self.ledger,
             limits=limits,
             rng=rng,
-            partners=self._partners,
+            members=self.members.peers,
+            may_mix_with=self._may_mix_with,
             is_elder=self._is_elder,
             fetch_timeout_s=EXCHANGE_TIMEOUT_S,
             pacer=pull_pacer,
@@ -336,12 +337,13 @@ class Node:
     def _alive(self) -> list[PeerId]:
         return sorted({self.local, *self.members.alive(trio.current_time())})
 
-    def _partners(self) -> list[PeerId]:
-        """Who may be mixed with: alive, not banned, and no beginner, whose weights would undo what was learned here."""
-        least = BEGINNER_TOKENS_SHARE * self.trainer.tokens
-        words = self.members.words_of_alive(trio.current_time())
-        grown = sorted([peer for peer, beat, _ in words if beat.tokens >= least])
-        return [peer for peer in grown if self._eligible(peer) and not self.ledger.banned(peer)]
+    def _may_mix_with(self, peer: PeerId) -> bool:
+        """Whether ``peer`` is alive, not banned and no beginner, whose weights would undo what was learned here."""
+        member = self.members.get(peer, trio.current_time())
+        if member is None or member.state != "alive":
+            return False
+        grown = member.heartbeat.tokens >= BEGINNER_TOKENS_SHARE * self.trainer.tokens
+        return grown and self._eligible(peer) and not self.ledger.banned(peer)
 
     def _is_elder(self, peer: PeerId) -> bool:
         """Whether ``peer`` says it has learned so much more that our weights are no measure for its own."""
@@ -351,18 +353,15 @@ class Node:
     def _unheard_s(self, peer: PeerId) -> float:
         return self.members.unheard_s(peer, trio.current_time())
 
-    def _heed(self, author: PeerId, kind: str) -> None:
+    def _heed(self, author: PeerId, kind: str, body: Message | None) -> None:
         """Heartbeats, however they arrive, are for the member table and the merger."""
-        if kind == "heartbeat" and author != self.local:
-            self._heard(author)
-
-    def _heard(self, author: PeerId) -> None:
-        beat = self._heartbeat_of(author)
-        if beat is None:
-            self.members.forget(author)
+        if kind != "heartbeat" or author == self.local:
+            return
+        if isinstance(body, Heartbeat):
+            self.members.heard(author, body, trio.current_time())
+            self.merger.heads_changed(author, body.head, body.head_height, body.head_participants)
         else:
-            self.members.heard(author, beat, trio.current_time())
-            self.merger.heads_changed(author, beat.head, beat.head_height, beat.head_participants)
+            self.members.forget(author)
 
     def _heartbeat_of(self, peer: PeerId) -> Heartbeat | None:
         return self.notices.body_of(peer, "heartbeat", Heartbeat)

@@ -54,7 +54,7 @@ class Monotonic(Watcher):
 
         held: dict[str, dict[PeerId, tuple[int, int]]] = {}
 
-        def heed(author: PeerId, kind: str) -> None:
+        def heed(author: PeerId, kind: str, body: Message | None) -> None:
             versions, notice = held.setdefault(kind, {}), table.get(author, kind)
             if notice is None:
                 del versions[author]

@@ -22,6 +22,7 @@ from gossip.messages import (
 )
 from gossip.notices import NoticeTable
 from netsim.network import open_sim_network
+from p2p.codec import encode
 from p2p.frames import receive_message, send_message
 from p2p.identity import Identity
 from p2p.limits import DEFAULT_LIMITS, Limits
@@ -146,7 +147,7 @@ async def test_more_than_one_swap_carries_takes_several_rounds(autojump_clock):
     async with swarm(2, connected=False, limits=limits) as (_, (left, right)):
         for identity in crowd:
             stranger = NoticeTable(signer=identity, run=RUN, incarnation=1, limits=limits)
-            left.table.offer(stranger.publish("heartbeat", heartbeat()), 0.0)
+            left.table.offer(encode(stranger.publish("heartbeat", heartbeat())), 0.0)
         await left.host.connect(right.host.local)
         await left.settled([right])
         assert len(right.table.authors()) == 30
@@ -158,7 +159,7 @@ async def test_a_full_swap_of_the_largest_notices_fits_a_frame(autojump_clock):
         largest = heartbeat(addresses=["/dns4/" + "a" * 240 + "/tcp/4100"] * 8, agent="x" * 64)
         for identity in crowd:
             stranger = NoticeTable(signer=identity, run=RUN, incarnation=1, limits=DEFAULT_LIMITS)
-            left.table.offer(stranger.publish("heartbeat", largest), 0.0)
+            left.table.offer(encode(stranger.publish("heartbeat", largest)), 0.0)
         await left.host.connect(right.host.local)
         await left.settled([right])
         assert left.sync.rounds_failed == right.sync.rounds_failed == 0
@@ -177,7 +178,7 @@ async def test_notices_of_another_run_or_name_cost_their_sender(autojump_clock, 
         stream = await hostile.host.open_stream(honest.peer, SYNC_PROTOCOL)
         await send_message(stream, Probe(digest=bytes(32)))
         assert isinstance(await receive_message(stream, InStep | Versions, bytes_max=1 << 20), Versions)
-        await send_message(stream, Swap(notices=[notice], want=b""))
+        await send_message(stream, Swap(notices=[encode(notice)], want=b""))
         assert await receive_message(stream, Notices, bytes_max=1 << 20) == Notices(notices=[])
         assert honest.table.authors() == []
         assert honest.ledger.refusals == {"signature": 1}

@@ -18,12 +18,14 @@ import trio
 from structlog.testing import capture_logs
 
 from gossip.ledger import STANDING_MAX
+from gossip.messages import Notice
 from netsim.attackers import ATTACKERS
 from netsim.determinism import SimClock, deterministic_scheduling
 from netsim.network import open_sim_network
 from netsim.quadratic import Quadratic, QuadraticProblem
 from netsim.world import LearnerFactory, Machine, World
 from node.node import Node
+from p2p.codec import decode
 from tests.netsim.test_world import anchors, finished, until
 from training.run_spec import RunSpec, parse_run_spec, run_id
 
@@ -44,6 +46,9 @@ period_s = 10
 Entries = list[MutableMapping[str, Any]]
 MAY_HAPPEN = {"not-held", "broken", "banned", "refused"}
 """What a member may be noted for that some have banned and others not yet."""
+
+SUMS_REFUSED = {"non-finite", "norm"}
+"""Why a sum cannot be used, where no second owner had one to compare it with."""
 
 
 def quadratics(spec: RunSpec) -> LearnerFactory:
@@ -117,12 +122,15 @@ async def besieged_by(seed: int, name: str, told: Entries, noted: Counter[str]) 
         mallory = await attack(world, name)
         await until(lambda: finished(nodes), seconds=240)
         noted.update(refusals(nodes))
-        assert set(noted) - {attacker.refused_as} <= MAY_HAPPEN
+        refusable = {attacker.refused_as} | (SUMS_REFUSED if name.endswith("-sums") else set())
+        assert set(noted) - refusable <= MAY_HAPPEN
         assert not any(node.ledger.banned(other.local) for node in nodes for other in nodes)
         assert len(anchors(nodes)) == 1
         for node in nodes:
             assert bool(torch.isfinite(node.trainer.read()).all())
-            assert (node.merge_host.anchor - node.trainer.optimum).square().mean() < 0.2
+            # An owner that has banned it has no input of its to sum: where others merge it still, its sum stands alone.
+            alone = name == "wrong-sums" and 0 < sum(n.ledger.banned(mallory.peer) for n in nodes) < HONEST
+            assert alone or (node.merge_host.anchor - node.trainer.optimum).square().mean() < 0.2
             # Whoever is banned is not asked; a liar may have banned honest members in its turn, and serve them nothing.
             shunned = mallory.node is not None and mallory.node.ledger.standing(node.local) < STANDING_MAX
             assert shunned or node.exchanger.mixes_failed <= node.ledger.refusals.total()
@@ -165,7 +173,10 @@ def test_a_replayed_notice_takes_nobody_back_in_time() -> None:
                         assert stamp >= newest.get((number, author), (0, 0))
                         newest[number, author] = stamp
             assert mallory.anti_entropy.rounds > 10
-            replayed = {notice.author: notice for notice in mallory.notices.missing_from({})}
+            replies = [
+                decode(packed, Notice, bytes_max=1 << 14) for packed in mallory.notices.compare(b"").missing
+            ]
+            replayed = {notice.author: notice for notice in replies}
             for node in nodes:
                 old = replayed[node.local]
                 stamps = [stamp for (_, author), stamp in newest.items() if author == node.local]

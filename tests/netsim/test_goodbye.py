@@ -2,7 +2,7 @@
 
 import trio
 
-from gossip.messages import Heartbeat
+from gossip.messages import Heartbeat, Message
 from netsim.world import World
 from p2p.transport import PeerId
 from tests.netsim.checked_world import simulate
@@ -14,10 +14,9 @@ def test_a_goodbye_stands_while_the_last_checkpoint_is_written() -> None:
     async def script(world: World) -> None:
         observer, leaver = (await world.start_all())[:2]
 
-        def heed(author: PeerId, kind: str) -> None:
-            beat = observer.notices.body_of(author, kind, Heartbeat)
-            if author == leaver.local and beat is not None:
-                heard.append(beat.leaving)
+        def heed(author: PeerId, kind: str, body: Message | None) -> None:
+            if author == leaver.local and isinstance(body, Heartbeat):
+                heard.append(body.leaving)
 
         observer.notices.on_change(heed)
         await trio.sleep(20)

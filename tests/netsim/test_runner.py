@@ -323,18 +323,19 @@ undiallable = 0.5
 def test_a_topology_says_who_mixes_with_whom() -> None:
     def partners(topology: str) -> set[tuple[int, int]]:
         met: set[tuple[int, int]] = set()
-        honest = Node._partners
+        honest = Node._may_mix_with
 
-        def seen(node: Node) -> list[PeerId]:
-            found = honest(node)
-            met.update((numbers[node.local], numbers[peer]) for peer in found)
-            return found
+        def seen(node: Node, peer: PeerId) -> bool:
+            may = honest(node, peer)
+            if may:
+                met.add((numbers[node.local], numbers[peer]))
+            return may
 
         numbers: dict[object, int] = {}
         stub = runner._stub_signer
         for number in range(6):
             numbers[stub(1, number).peer] = number
-        with patch.object(Node, "_partners", seen):
+        with patch.object(Node, "_may_mix_with", seen):
             lines_of(scenario(nodes=5, topology=topology))
         return met
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from node.exchange import Exchanger
+from node.exchange import Exchanger, in_random_order
 from node.rounds import Exchange
 from p2p.transport import PeerId
 from training.run_spec import ExchangeSpec
@@ -20,7 +20,7 @@ async def test_a_due_exchange_takes_place_with_the_probability_of_the_run(
 ) -> None:
     asked = 0
 
-    def partners() -> list[PeerId]:
+    def members() -> list[PeerId]:
         nonlocal asked
         asked += 1
         return []
@@ -36,7 +36,8 @@ async def test_a_due_exchange_takes_place_with_the_probability_of_the_run(
         ledger=unused,
         limits=unused,
         rng=random.Random(0),
-        partners=partners,
+        members=members,
+        may_mix_with=lambda peer: True,
         is_elder=lambda peer: False,
         fetch_timeout_s=1.0,
         pacer=None,
@@ -44,3 +45,11 @@ async def test_a_due_exchange_takes_place_with_the_probability_of_the_run(
     for step in range(400):
         await exchanger.exchange(Exchange(fragment=0, step=step))
     assert least <= asked <= most
+
+
+def test_whatever_the_order_everybody_is_drawn_once_and_anybody_first() -> None:
+    drawn = [list(in_random_order(range(5), random.Random(seed))) for seed in range(200)]
+    assert all(sorted(order) == list(range(5)) for order in drawn)
+    for at in range(5):
+        counts = [sum(order[at] == item for order in drawn) for item in range(5)]
+        assert min(counts) > 20

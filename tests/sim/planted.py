@@ -22,14 +22,25 @@ from gossip.merge_acceptor import AcceptorState
 from gossip.merge_member import MergeMember
 from gossip.merge_proposer import Effect, Proposal
 from gossip.merge_record import Link
-from gossip.messages import AcceptedRecord, Ballot, Heartbeat, MergeRecord, Notice, Outbid, Outline, ShardRef
-from gossip.notices import NoticeTable, Verdict
+from gossip.messages import (
+    PACKED_NOTICE_BYTES_MAX,
+    AcceptedRecord,
+    Ballot,
+    Heartbeat,
+    MergeRecord,
+    Notice,
+    Outbid,
+    Outline,
+    ShardRef,
+)
+from gossip.notices import NoticeTable, Verdict, _register_key
 from gossip.shard_transfer import _Job
 from netsim.quadratic import Quadratic
 from node import exchange, life, merge_host
 from node.checkpoints import Checkpoints
 from node.life import NodeState
 from node.merge_host import NodeMergeHost
+from p2p.codec import decode
 from p2p.flow import FlowStream
 from p2p.transport import PeerId
 
@@ -64,11 +75,12 @@ def old_notices_accepted() -> contextlib.AbstractContextManager[object]:
     """Whatever notice comes last is taken for the newest."""
     honest = NoticeTable.offer
 
-    def offer(table: NoticeTable, notice: Notice, now_s: float) -> Verdict:
-        verdict = honest(table, notice, now_s)
+    def offer(table: NoticeTable, packed: bytes, now_s: float) -> Verdict:
+        verdict = honest(table, packed, now_s)
+        notice = decode(packed, Notice, bytes_max=PACKED_NOTICE_BYTES_MAX)
         if verdict is Verdict.KNOWN and notice.author != table._signer.peer:
-            del table._registers[PeerId(notice.author), notice.kind]
-            return honest(table, notice, now_s)
+            del table._registers[_register_key(PeerId(notice.author), notice.kind)]
+            return honest(table, packed, now_s)
         return verdict
 
     return patch.object(NoticeTable, "offer", offer)
