@@ -1,10 +1,10 @@
-"""Reconciliation: two tables meet on one stream, compare digests, and both leave with the newest of everything.
+"""Reconciliation: two tables meet on one stream, compare versions, and both leave with the newest of everything.
 
 Owns SYNC_PROTOCOL and the decision when to meet whom. Never judges a notice: ``gossip.notices`` does. This is
 the only way notices travel, not a repair path beside another one, so traffic is bounded by the table
 (push-pull anti-entropy: Demers et al., "Epidemic algorithms for replicated database maintenance", 1987, section 1.3).
 
-A round is ``Probe -> InStep``, or ``Probe -> Versions -> Swap -> Notices``. One round carries a bounded number of
+A round is ``Versions -> Swap``, and ``-> Notices`` if any are wanted. One round carries a bounded number of
 notices, chosen at random when there are more; the next round carries on. Rounds are held
 
 * every other second with a random neighbour, less often in large swarms,
@@ -17,14 +17,13 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 from contextlib import closing
-from types import UnionType
 from typing import TypeVar
 
 import structlog
 import trio
 
 from gossip.ledger import PeerLedger
-from gossip.messages import SYNC_PROTOCOL, Heartbeat, InStep, Message, Notices, Probe, Swap, Versions
+from gossip.messages import SYNC_PROTOCOL, Heartbeat, Message, Notices, Swap, Versions
 from gossip.notices import NoticeTable, Verdict, parse_keys
 from p2p.errors import MalformedMessage, StreamBroken, TransportError
 from p2p.flow import FlowStream
@@ -187,37 +186,35 @@ class AntiEntropy:
             log.debug("round failed", peer=peer, error=str(error))
 
     async def _ask(self, peer: PeerId, stream: FlowStream) -> None:
-        await send_message(stream, Probe(digest=self._notices.digest()))
-        match await self._receive(stream, InStep | Versions):
-            case Versions(registers=registers):
-                difference = self._notices.compare(registers)
-                wanted = difference.wanted
-                if len(wanted) > self._limits.notices_per_swap_max:
-                    wanted = self._rng.sample(wanted, self._limits.notices_per_swap_max)
-                swap = Swap(notices=self._some_of(difference.missing), want=b"".join(wanted))
-                await send_message(stream, swap)
-                answer = await self._receive(stream, Notices)
-                offer_all(answer.notices, peer, self._notices, self._ledger)
+        await send_message(stream, Versions(registers=self._notices.versions()))
+        swap = await self._receive(stream, Swap)
+        offer_all(swap.notices, peer, self._notices, self._ledger)
+        if swap.want:
+            wanted = self._notices.held(parse_keys(swap.want))
+            await send_message(stream, Notices(notices=self._some_of(wanted)))
+            # Who says goodbye is gone next: the end of the stream says that everything has arrived.
+            await stream.receive_some(1)
 
     async def _answer(self, peer: PeerId, stream: FlowStream) -> None:
         if self._ledger.banned(peer):
             return
         try:
             with trio.fail_after(self._limits.call_timeout_s):
-                probe = await self._receive(stream, Probe)
-                if probe.digest == self._notices.digest():
-                    await send_message(stream, InStep())
-                    return
-                await send_message(stream, Versions(registers=self._notices.versions()))
-                swap = await self._receive(stream, Swap)
-                offer_all(swap.notices, peer, self._notices, self._ledger)
-                wanted = self._notices.held(parse_keys(swap.want))
-                await send_message(stream, Notices(notices=self._some_of(wanted)))
+                theirs = await self._receive(stream, Versions)
+                difference = self._notices.compare(theirs.registers)
+                wanted = difference.wanted
+                if len(wanted) > self._limits.notices_per_swap_max:
+                    wanted = self._rng.sample(wanted, self._limits.notices_per_swap_max)
+                swap = Swap(notices=self._some_of(difference.missing), want=b"".join(wanted))
+                await send_message(stream, swap)
+                if wanted:
+                    answer = await self._receive(stream, Notices)
+                    offer_all(answer.notices, peer, self._notices, self._ledger)
         except MalformedMessage as error:
             self._ledger.note(peer, "malformed", error.what)
             raise
 
-    async def _receive(self, stream: FlowStream, message_type: type[T] | UnionType) -> T:
+    async def _receive(self, stream: FlowStream, message_type: type[T]) -> T:
         message = await receive_message(stream, message_type, bytes_max=self._limits.frame_bytes_max)
         if message is None:
             raise StreamBroken("the peer ended the round early")

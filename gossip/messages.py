@@ -148,34 +148,23 @@ NOTICE_BODIES: dict[str, type[Message]] = {"heartbeat": Heartbeat}
 """Every kind of notice and the message its body holds; other kinds are refused."""
 
 
-class Probe(Message, frozen=True):
-    """Open a reconciliation: the digest of my whole notice table."""
-
-    digest: Hash
-
-
-class InStep(Message, frozen=True):
-    """Our tables are equal; nothing to do."""
-
-
 REGISTER_KEY_BYTES = 16
 REGISTER_STAMP_BYTES = 24
 
 
 class Versions(Message, frozen=True):
-    """Our tables differ; this is what mine holds: of each register its key and its stamp, ascending by key.
+    """Open a reconciliation; this is what my table holds: of each register its key and its stamp, ascending by key.
 
     A key is the first 16 bytes of the BLAKE3 digest of ``author || 0x00 || kind``. A stamp is the incarnation and the
     sequence number, each 8 bytes big-endian, and the first 8 bytes of the signature: the greater one wins, so even an
-    author that signs two notices under one number leaves every table equal. The BLAKE3 digest of ``registers`` is the
-    digest in a Probe.
+    author that signs two notices under one number leaves every table equal.
     """
 
     registers: Annotated[bytes, Meta(max_length=8192 * (REGISTER_KEY_BYTES + REGISTER_STAMP_BYTES))]
 
 
 class Swap(Message, frozen=True):
-    """Here is what you lack; send me the registers of these keys in return."""
+    """Here is what you lack; send me the registers of these keys in return, unless there are none."""
 
     notices: Annotated[list[PackedNotice], Meta(max_length=256)]
     want: Annotated[bytes, Meta(max_length=256 * REGISTER_KEY_BYTES)]

@@ -135,7 +135,6 @@ class NoticeTable:
         self._versions = _Versions()
         self._refused: dict[bytes, bytes] = {}
         """Key -> row of notices whose kind is not known here."""
-        self._digest: bytes | None = None
 
     # --- what we say ------------------------------------------------------------------------------------------
 
@@ -228,7 +227,6 @@ class NoticeTable:
         self._changed(PeerId(envelope.notice.author), envelope.notice.kind, register.body)
 
     def _changed(self, author: PeerId, kind: str, body: Message | None) -> None:
-        self._digest = None
         for heed in self._heeding:
             heed(author, kind, body)
 
@@ -288,12 +286,6 @@ class NoticeTable:
     def versions(self) -> bytes:
         """Key and stamp of every register, ascending by key: what Versions carries."""
         return self._versions.to_bytes()
-
-    def digest(self) -> bytes:
-        """32 bytes, equal exactly when the tables are: BLAKE3 of ``versions``."""
-        if self._digest is None:
-            self._digest = blake3(self.versions()).digest()
-        return self._digest
 
     def compare(self, registers: bytes) -> Difference:
         """What differs from a table of these ``versions``. Raises MalformedMessage unless whole and ascending."""

@@ -146,24 +146,28 @@ def _moments(values: Tensor) -> _Moments:
     A chunk's sum of squares serves as it is while its mean is small against it, as weights have it; otherwise the
     chunk is centred first, so that a variance far below the squared mean keeps its digits too.
     """
-    sizes, means, square_sums = [], [], []
-    for chunk in torch.split(values, CHUNK):
-        size = len(chunk)
-        mean = chunk.sum().item() / size
-        square_sum = torch.dot(chunk, chunk).item()
-        of_mean = size * mean**2
-        if of_mean <= 0.5 * square_sum:
-            square_sum -= of_mean
-        else:
-            centred = chunk - mean
-            square_sum = torch.dot(centred, centred).item()
-        sizes.append(size)
-        means.append(mean)
-        square_sums.append(square_sum)
-    count = sum(sizes)
+    if len(values) <= CHUNK:
+        mean, square_sum = _sums(values)
+        return _Moments(square_sum / len(values), mean)
+    chunks = torch.split(values, CHUNK)
+    sizes = [len(chunk) for chunk in chunks]
+    means, square_sums = zip(*map(_sums, chunks), strict=True)
+    count = len(values)
     mean_all = sum(size * mean for size, mean in zip(sizes, means, strict=True)) / count
     between = sum(size * (mean - mean_all) ** 2 for size, mean in zip(sizes, means, strict=True))
     return _Moments((sum(square_sums) + between) / count, mean_all)
+
+
+def _sums(chunk: Tensor) -> tuple[float, float]:
+    """The mean of ``chunk``, and the sum of its squared deviations from it."""
+    size = len(chunk)
+    mean = chunk.sum().item() / size
+    square_sum = torch.dot(chunk, chunk).item()
+    of_mean = size * mean**2
+    if of_mean <= 0.5 * square_sum:
+        return mean, square_sum - of_mean
+    centred = chunk - mean
+    return mean, torch.dot(centred, centred).item()
 
 
 def _average(models: Sequence[Tensor], *, out: Tensor) -> None:

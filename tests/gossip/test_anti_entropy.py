@@ -14,13 +14,11 @@ from gossip.anti_entropy import AntiEntropy
 from gossip.ledger import PeerLedger
 from gossip.messages import (
     SYNC_PROTOCOL,
-    InStep,
     Notices,
-    Probe,
     Swap,
     Versions,
 )
-from gossip.notices import NoticeTable
+from gossip.notices import NoticeTable, _open
 from netsim.network import open_sim_network
 from p2p.codec import encode
 from p2p.frames import receive_message, send_message
@@ -44,7 +42,7 @@ class Member:
     async def settled(self, others):
         """Wait until this table equals all others; at most a virtual minute."""
         with trio.fail_after(60):
-            while any(other.table.digest() != self.table.digest() for other in others):
+            while any(other.table.versions() != self.table.versions() for other in others):
                 await trio.sleep(0.02)
 
 
@@ -127,7 +125,7 @@ async def test_partitioned_halves_agree_after_they_meet_again(autojump_clock):
             member.table.publish("heartbeat", heartbeat(step=9))
         await left[0].settled(left)
         await right[0].settled(right)
-        assert left[0].table.digest() != right[0].table.digest()
+        assert left[0].table.versions() != right[0].table.versions()
         network.heal()
         await connect_all(members)
         await members[0].settled(members)
@@ -176,39 +174,54 @@ async def test_notices_of_another_run_or_name_cost_their_sender(autojump_clock, 
         if run == RUN:
             notice = msgspec.structs.replace(notice, author=IDENTITIES[3].peer)
         stream = await hostile.host.open_stream(honest.peer, SYNC_PROTOCOL)
-        await send_message(stream, Probe(digest=bytes(32)))
-        assert isinstance(await receive_message(stream, InStep | Versions, bytes_max=1 << 20), Versions)
-        await send_message(stream, Swap(notices=[encode(notice)], want=b""))
-        assert await receive_message(stream, Notices, bytes_max=1 << 20) == Notices(notices=[])
+        await send_message(stream, Versions(registers=_open(encode(notice)).row))
+        swap = await receive_message(stream, Swap, bytes_max=1 << 20)
+        assert (swap.notices, len(swap.want)) == ([], 16)
+        await send_message(stream, Notices(notices=[encode(notice)]))
+        await trio.sleep(1)
         assert honest.table.authors() == []
         assert honest.ledger.refusals == {"signature": 1}
         assert honest.ledger.standing(hostile.peer) < 100
 
 
 async def test_wanting_what_is_not_held_gets_nothing(autojump_clock):
-    async with swarm(2) as (_, (honest, asker)):
-        stream = await asker.host.open_stream(honest.peer, SYNC_PROTOCOL)
-        await send_message(stream, Probe(digest=bytes(32)))
-        await receive_message(stream, Versions, bytes_max=1 << 20)
-        await send_message(stream, Swap(notices=[], want=bytes(16) * 256))
-        assert await receive_message(stream, Notices, bytes_max=1 << 20) == Notices(notices=[])
+    async with swarm(1) as (network, (honest,)), network.open_host(IDENTITIES[3].peer) as asker:
+        given = []
+
+        async def answer(_, stream):
+            await receive_message(stream, Versions, bytes_max=1 << 20)
+            await send_message(stream, Swap(notices=[], want=bytes(16) * 256))
+            given.append(await receive_message(stream, Notices, bytes_max=1 << 20))
+
+        asker.serve(SYNC_PROTOCOL, answer)
+        await honest.host.connect(asker.local)
+        with trio.fail_after(10):
+            while not given:
+                await trio.sleep(0.1)
+        assert given[0] == Notices(notices=[])
+        assert honest.ledger.standing(asker.local.peer) == 100
 
 
 @pytest.mark.parametrize(
-    "message",
-    [
-        Versions(registers=bytes(39)),
-        Versions(registers=b"b" * 40 + b"a" * 40),
-        Versions(registers=b"a" * 40 + b"a" * 40),
-    ],
+    "registers",
+    [bytes(39), b"b" * 40 + b"a" * 40, b"a" * 40 + b"a" * 40],
     ids=["not whole", "not sorted", "named twice"],
 )
-async def test_versions_that_are_none_cost_standing(autojump_clock, message):
+async def test_versions_that_are_none_cost_standing(autojump_clock, registers):
+    async with swarm(2) as (_, (honest, hostile)):
+        stream = await hostile.host.open_stream(honest.peer, SYNC_PROTOCOL)
+        await send_message(stream, Versions(registers=registers))
+        with pytest.raises(trio.BrokenResourceError):
+            await stream.receive_some(1)
+        assert honest.ledger.refusals == {"malformed": 1}
+
+
+async def test_wanting_keys_that_are_none_costs_standing(autojump_clock):
     async with swarm(1) as (network, (honest,)), network.open_host(IDENTITIES[3].peer) as hostile:
 
         async def answer(_, stream):
-            await receive_message(stream, Probe, bytes_max=1 << 20)
-            await send_message(stream, message)
+            await receive_message(stream, Versions, bytes_max=1 << 20)
+            await send_message(stream, Swap(notices=[], want=bytes(17)))
             await stream.receive_some()
 
         hostile.serve(SYNC_PROTOCOL, answer)

@@ -193,7 +193,7 @@ async def test_partitioned_halves_find_each_other_again(world, autojump_clock):
         assert not any(set(node.links.neighbours) & set(right) for node in nodes[:2])
         world.network.heal()
         nodes[0].table.publish("heartbeat", heartbeat(step=77, addresses=[address_of(nodes[0].peer)]))
-        await wait_for(lambda: len({node.table.digest() for node in nodes}) == 1, timeout_s=300)
+        await wait_for(lambda: len({node.table.versions() for node in nodes}) == 1, timeout_s=300)
 
 
 async def test_peers_of_another_run_part_without_harm(world, autojump_clock):

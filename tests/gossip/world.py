@@ -7,7 +7,10 @@ import errno
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gossip.messages import Heartbeat
+from gossip.notices import NoticeTable
+from p2p.codec import encode
 from p2p.identity import Identity
+from p2p.limits import DEFAULT_LIMITS
 
 RUN = bytes(range(32))
 OTHER_RUN = bytes(32)
@@ -74,3 +77,9 @@ def heartbeat(**changes: object) -> Heartbeat:
         "leaving": False,
     }
     return Heartbeat(**(fields | changes))  # type: ignore[arg-type]
+
+
+def notice_bytes(identity: Identity, **fields: object) -> bytes:
+    """A first heartbeat of ``identity``, as it travels."""
+    table = NoticeTable(signer=identity, run=RUN, incarnation=1, limits=DEFAULT_LIMITS)
+    return encode(table.publish("heartbeat", heartbeat(**fields)))

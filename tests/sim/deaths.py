@@ -107,10 +107,16 @@ def with_patience_lost(step: float, *, victim: int = 1, seed: int = 1) -> Story:
                 story.limits += 1
                 status._scope.cancel()
 
-        trio.lowlevel.add_instrument(StepCounter(world.machines[victim], at=step, action=expire))
+        counter = StepCounter(world.machines[victim], at=step, action=expire)
+        trio.lowlevel.add_instrument(counter)
         for machine in world.machines:
             switch_on(world, machine)
-        story.wrong += await until_done(world) or await merge_once_more(world)
+        wrong = await until_done(world)
+        if not wrong and not counter.acted:
+            await merge_once_more(
+                world
+            )  # Patience is lost within it, so it is the one after it that must be whole.
+        story.wrong += wrong or await merge_once_more(world)
 
     story.wrong += map(str, simulate(script, machines=MACHINES, seed=seed, spec=SPEC))
     return story
