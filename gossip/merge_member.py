@@ -26,6 +26,7 @@ from gossip.merge_record import (
     check_record,
     electorate,
     record_hash,
+    require,
     sign_acknowledgement,
     sign_contribution,
 )
@@ -192,8 +193,12 @@ class MergeMember:
         link = self._chain.link
         if request.parent != link.parent:
             return self._elsewhere(peer, request.parent)
-        _require(peer == request.ballot.proposer, "a call under another peer's ballot")
-        _require(request.height == link.height and request.point >= link.point, "a call for another link")
+        require(peer == request.ballot.proposer, "malformed", "a call under another peer's ballot")
+        require(
+            request.height == link.height and request.point >= link.point,
+            "malformed",
+            "a call for another link",
+        )
         self._check_absent(request.absent)
         async with self._promising:
             state, answer = promise(self._acceptor(link), request.ballot)
@@ -210,7 +215,11 @@ class MergeMember:
         promised = self._acceptor(link).promised
         if promised is not None and request.ballot < promised:
             return Outbid(ballot=promised)
-        _require(peer == request.ballot.proposer and request.ballot == promised, "a plan without a promise")
+        require(
+            peer == request.ballot.proposer and request.ballot == promised,
+            "malformed",
+            "a plan without a promise",
+        )
         own = self._contributions.get(link.parent)
         if own is None or own not in request.contributors:
             raise CallRefused("not-planned", "the plan does not contain what this owner offered")
@@ -222,8 +231,8 @@ class MergeMember:
         link, record = self._chain.link, request.record
         if record.parent != link.parent:
             return self._elsewhere(peer, record.parent)
-        _require(peer == request.ballot.proposer, "a record under another peer's ballot")
-        _require(record.ballot <= request.ballot, "a record from a later ballot")
+        require(peer == request.ballot.proposer, "malformed", "a record under another peer's ballot")
+        require(record.ballot <= request.ballot, "malformed", "a record from a later ballot")
         promised = self._acceptor(link).promised
         if promised is not None and request.ballot < promised:
             return Outbid(ballot=promised)
@@ -313,8 +322,3 @@ class MergeMember:
                 if contribution is not None:
                     self._contributions[link.parent] = sign_contribution(self._signer, link, contribution)
             return self._contributions.get(link.parent)
-
-
-def _require(holds: bool, what: str) -> None:
-    if not holds:
-        raise RecordRefused("malformed", what)

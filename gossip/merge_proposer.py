@@ -14,11 +14,10 @@ to recompute, and the end. Replies and deadlines of phases that are over are rec
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
+from gossip.merge_effects import Ask, Concluded, Effect, Failed, Inspect, Recompute, Suspect, Wait
 from gossip.merge_pace import MergePace
 from gossip.merge_record import (
     Link,
@@ -29,10 +28,11 @@ from gossip.merge_record import (
     check_record,
     electorate,
     next_roster,
-    owners,
     quorum,
     record_hash,
+    require,
 )
+from gossip.merge_sums import Sums
 from gossip.messages import (
     AcceptedRecord,
     Acknowledgement,
@@ -56,64 +56,6 @@ HOLDERS_MAX = 16
 OWNER_MARGIN = 0.8
 """Owners get this part of the proposer's own wait, so that they report what is missing before it is over."""
 
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """Send ``request`` to ``peer``; the reply, or its absence, comes back with ``stage``."""
-
-    peer: PeerId
-    request: MergeCall | MergePlan | MergeAccept
-    stage: int
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """Report the deadline of ``stage`` after ``seconds``."""
-
-    stage: int
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Recompute:
-    """Owners disagree about ``fragment``: sum it here, and report."""
-
-    fragment: int
-    contributors: tuple[SignedContribution, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Inspect:
-    """Look at the results of ``record`` before it is proposed, and report."""
-
-    record: MergeRecord
-
-
-@dataclass(frozen=True, slots=True)
-class Suspect:
-    """A peer broke a rule; ``code`` is for the ledger."""
-
-    peer: PeerId
-    code: str
-    what: str
-
-
-@dataclass(frozen=True, slots=True)
-class Concluded:
-    """The link is decided."""
-
-    committed: CommittedRecord
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """The attempt came to nothing, and why; ``outbid`` is the highest ballot it lost against, if any."""
-
-    why: str
-    outbid: Ballot | None
-
-
-Effect = Ask | Wait | Recompute | Inspect | Suspect | Concluded | Failed
 Phase = Literal["calling", "planning", "accepting", "over"]
 
 
@@ -161,14 +103,8 @@ class Proposal:
         self._offers: dict[PeerId, SignedContribution] = {}
         self._accepted: dict[PeerId, AcceptedRecord] = {}
 
-        self._contributors: list[SignedContribution] = []
-        self._owners: list[list[PeerId]] = []
-        self._sums: dict[int, dict[PeerId, ShardRef]] = {}
-        self._missing: set[tuple[PeerId, PeerId]] = set()
-        """(owner, contributor): this owner could not get or use that contributor's inputs."""
-        self._disputed: set[int] = set()
-        self._settled: dict[int, ShardRef] = {}
-
+        self._sums: Sums | None = None
+        """Of the present plan."""
         self._inspected: MergeRecord | None = None
         """The record whose results are being looked at."""
         self._record: MergeRecord | None = None
@@ -199,8 +135,8 @@ class Proposal:
             match self._phase, reply:
                 case "calling", MergeOffer():
                     self._take_offer(peer, reply)
-                case "planning", MergeResults():
-                    self._take_results(peer, reply)
+                case "planning", MergeResults() if self._sums is not None:
+                    self._sums.take(peer, reply)
                 case "accepting", Acknowledgement():
                     self._take_acknowledgement(peer, reply)
                 case _, Outbid():
@@ -227,29 +163,28 @@ class Proposal:
 
     def recomputed(self, fragment: int, result: ShardRef | None) -> list[Effect]:
         """What this member computed for a disputed fragment; None when it could not."""
-        if self._phase != "planning" or fragment not in self._disputed:
+        sums = self._sums
+        if self._phase != "planning" or sums is None or fragment not in sums.disputed():
             return []
         if result is None:
             return self._fail(
                 f"owners disagree about fragment {fragment} and it could not be recomputed here"
             )
-        self._settled[fragment] = result
-        if self._settled.keys() < self._disputed:
+        if not sums.settle(fragment, result):
             return []
         wrong: list[Effect] = [
             Suspect(owner, "equivocation", f"a wrong sum for fragment {fragment}")
-            for fragment in sorted(self._disputed)
-            for owner, ref in sorted(self._sums[fragment].items())
-            if ref != self._settled[fragment]
+            for owner, fragment in sums.wrong()
         ]
-        return [*wrong, *self._propose_sums()]
+        return [*wrong, *self._propose_sums(sums)]
 
     def inspected(self, record: MergeRecord, faults: Mapping[int, str | None]) -> list[Effect]:
         """What is wrong with the results of ``record``: a code for each fragment, None where it could not be had.
 
         Owners of such fragments are left out of the next plan; those who gave what must not be used are to blame.
         """
-        if record is not self._inspected:
+        sums = self._sums
+        if record is not self._inspected or sums is None:
             return []
         self._inspected = None
         if not faults:
@@ -257,23 +192,22 @@ class Proposal:
         dropped: set[PeerId] = set()
         blamed: list[Effect] = []
         for fragment, code in sorted(faults.items()):
-            givers = [peer for peer, ref in self._sums[fragment].items() if ref == record.results[fragment]]
+            givers = sums.givers(fragment)
             dropped.update(givers)
             if code is not None:
-                blamed += [Suspect(peer, code, f"a sum of fragment {fragment}") for peer in sorted(givers)]
-        self._contributors = [c for c in self._contributors if c.peer not in dropped]
-        return [*blamed, *self._plan()]
+                blamed += [Suspect(peer, code, f"a sum of fragment {fragment}") for peer in givers]
+        return [*blamed, *self._plan(sums.without(dropped))]
 
     # --- calling ----------------------------------------------------------------------------------------------
 
     def _take_offer(self, peer: PeerId, offer: MergeOffer) -> None:
         if offer.contribution is not None:
-            _require(offer.contribution.peer == peer, "a contribution in another peer's name")
+            require(offer.contribution.peer == peer, "malformed", "a contribution in another peer's name")
             check_contributions(
                 self._link.run, self._link.parent, [offer.contribution], self._fragment_bytes, self._signer
             )
         if offer.accepted is not None:
-            _require(offer.accepted.ballot < self._ballot, "a record accepted in the future")
+            require(offer.accepted.ballot < self._ballot, "malformed", "a record accepted in the future")
             check_record(offer.accepted.record, self._link, self._fragment_bytes, self._signer)
             self._accepted[peer] = offer.accepted
         if offer.contribution is not None and peer not in self._absent:
@@ -294,8 +228,7 @@ class Proposal:
                 )
             holders = [peer for peer, accepted in self._accepted.items() if accepted.record == newest.record]
             return self._propose(newest.record, holders=sorted(holders)[:HOLDERS_MAX])
-        self._contributors = [self._offers[peer] for peer in sorted(self._offers)]
-        return self._plan()
+        return self._plan([self._offers[peer] for peer in sorted(self._offers)])
 
     def _is_given_up(self, record: MergeRecord) -> bool:
         """Whether ``record`` cannot be decided any more: a quorum of its electorate will not come together again.
@@ -309,77 +242,48 @@ class Proposal:
 
     # --- planning ---------------------------------------------------------------------------------------------
 
-    def _plan(self) -> list[Effect]:
-        if not self._contributors:
+    def _plan(self, contributors: list[SignedContribution]) -> list[Effect]:
+        if not contributors:
             return self._fail("nobody's weights could be had")
         self._phase = "planning"
         self._stage += 1
-        self._sums = {fragment: {} for fragment in range(len(self._fragment_bytes))}
-        self._missing.clear()
-        names = [contribution.peer for contribution in self._contributors]
-        self._owners = owners(self._link.parent, names, len(self._fragment_bytes), self._replicas)
-        self._awaited = {owner for per_fragment in self._owners for owner in per_fragment}
+        self._sums = Sums(
+            contributors,
+            parent=self._link.parent,
+            fragment_bytes=self._fragment_bytes,
+            replicas=self._replicas,
+        )
+        self._awaited = self._sums.owners()
         wait_s = self._pace.transfer_s(
-            max(sum(ref.size for ref in contribution.inputs) for contribution in self._contributors)
+            max(sum(ref.size for ref in contribution.inputs) for contribution in contributors)
         )
         plan = MergePlan(
             parent=self._link.parent,
             ballot=self._ballot,
-            contributors=self._contributors,
+            contributors=contributors,
             timeout_s=OWNER_MARGIN * wait_s,
         )
         return [*self._ask(sorted(self._awaited), plan), Wait(self._stage, wait_s)]
 
-    def _take_results(self, owner: PeerId, results: MergeResults) -> None:
-        contributors = {contribution.peer for contribution in self._contributors}
-        _require(contributors.issuperset(results.missing), "a stranger reported missing")
-        for result in results.results:
-            owned = result.fragment < len(self._fragment_bytes) and owner in self._owners[result.fragment]
-            _require(owned, "a result for another owner's fragment")
-            if result.shard.size != self._fragment_bytes[result.fragment]:
-                raise RecordRefused("shape", f"a sum of fragment {result.fragment} of the wrong size")
-        self._missing |= {(owner, PeerId(peer)) for peer in results.missing if peer != owner}
-        for result in results.results:
-            self._sums[result.fragment][owner] = result.shard
-
-    def _end_plan(self) -> list[Effect]:
-        if not all(self._sums.values()):
-            self._contributors = self._without_the_unreliable()
-            return self._plan()
-        self._disputed = {fragment for fragment, sums in self._sums.items() if len(set(sums.values())) > 1}
-        if self._disputed:
+    def _end_plan(self, sums: Sums) -> list[Effect]:
+        if not sums.complete():
+            return self._plan(sums.reliable())
+        disputed = sums.disputed()
+        if disputed:
             self._stage += 1
-            contributors = tuple(self._contributors)
-            return [Recompute(fragment, contributors) for fragment in sorted(self._disputed)]
-        return self._propose_sums()
+            return [Recompute(fragment, tuple(sums.contributors)) for fragment in disputed]
+        return self._propose_sums(sums)
 
-    def _without_the_unreliable(self) -> list[SignedContribution]:
-        """The contributors of the next plan, strictly fewer than of this one."""
-        dropped = {
-            owner
-            for fragment, per_fragment in enumerate(self._owners)
-            for owner in per_fragment
-            # Nothing delivered and nobody to blame for it: the owner itself did not answer.
-            if owner not in self._sums[fragment]
-            and not any(owner == reporter for reporter, _ in self._missing)
-        }
-        dropped |= cover(edge for edge in self._missing if not dropped.intersection(edge))
-        return [contribution for contribution in self._contributors if contribution.peer not in dropped]
-
-    def _propose_sums(self) -> list[Effect]:
-        results = [
-            self._settled.get(fragment) or next(iter(self._sums[fragment].values()))
-            for fragment in range(len(self._fragment_bytes))
-        ]
-        names = [contribution.peer for contribution in self._contributors]
+    def _propose_sums(self, sums: Sums) -> list[Effect]:
+        names = [contribution.peer for contribution in sums.contributors]
         record = MergeRecord(
             run=self._link.run,
             parent=self._link.parent,
             height=self._link.height,
             point=self._point,
             ballot=self._ballot,
-            contributors=self._contributors,
-            results=results,
+            contributors=sums.contributors,
+            results=sums.results(),
             roster=next_roster(self._link, names, founders=self._alive),
             absent=list(self._absent),
             participants_total=self._link.participants_total + len(names),
@@ -401,14 +305,14 @@ class Proposal:
             ballot=self._ballot,
             record=record,
             holders=list(holders),
-            disputed=sorted(self._disputed),
+            disputed=self._sums.disputed() if self._sums is not None else [],
             timeout_s=OWNER_MARGIN * wait_s,
         )
         asked = self._voters | {PeerId(contribution.peer) for contribution in record.contributors}
         return [*self._ask(sorted(asked), accept), Wait(self._stage, wait_s)]
 
     def _take_acknowledgement(self, peer: PeerId, acknowledgement: Acknowledgement) -> None:
-        _require(acknowledgement.peer == peer, "an acknowledgement in another peer's name")
+        require(acknowledgement.peer == peer, "malformed", "an acknowledgement in another peer's name")
         check_acknowledgement(acknowledgement, self._link.run, self._record_hash, self._ballot, self._signer)
         self._acknowledgements[peer] = acknowledgement
 
@@ -431,8 +335,8 @@ class Proposal:
         match self._phase:
             case "calling":
                 return self._call_progress()
-            case "planning" if not self._awaited:
-                return self._end_plan()
+            case "planning" if self._sums is not None and not self._awaited:
+                return self._end_plan(self._sums)
             case "accepting":
                 return self._accept_progress()
             case _:
@@ -460,25 +364,3 @@ class Proposal:
         self._phase = "over"
         self._stage += 1
         return [Failed(why, self._outbid)]
-
-
-def cover(edges: Iterable[tuple[PeerId, PeerId]]) -> set[PeerId]:
-    """Peers that together touch every (reporter, missing) edge, found greedily: whoever is in most edges first.
-
-    One report against many is the reporter's trouble, many reports against one that one's; a single report is
-    held against the peer that was missing.
-    """
-    left = set(edges)
-    chosen: set[PeerId] = set()
-    while left:
-        reports = Counter(peer for edge in left for peer in edge)
-        accused = Counter(missing for _, missing in left)
-        worst = max(sorted(reports), key=lambda peer: (reports[peer], accused[peer]))
-        chosen.add(worst)
-        left = {edge for edge in left if worst not in edge}
-    return chosen
-
-
-def _require(holds: bool, what: str) -> None:
-    if not holds:
-        raise RecordRefused("malformed", what)

@@ -208,7 +208,7 @@ def check_contributions(
     """
     _check_ascending([contribution.peer for contribution in contributions], "contributors")
     for contribution in contributions:
-        _require(
+        require(
             [ref.size for ref in contribution.inputs] == list(fragment_bytes),
             "shape",
             "a contribution of another shape than the model's",
@@ -217,25 +217,25 @@ def check_contributions(
         genuine = signer.verify(
             PeerId(contribution.peer), CONTRIBUTION_PURPOSE, claim, contribution.signature
         )
-        _require(genuine, "signature", f"a contribution that {contribution.peer} did not sign")
+        require(genuine, "signature", f"a contribution that {contribution.peer} did not sign")
 
 
 def check_record(record: MergeRecord, link: Link, fragment_bytes: Sequence[int], signer: Signer) -> None:
     """Raise RecordRefused unless ``record`` follows every rule that can be checked from ``link`` alone."""
-    _require(record.run == link.run, "wrong-run", "a record of another run")
-    _require(record.parent == link.parent, "malformed", "a record with another parent")
-    _require(record.height == link.height, "malformed", "a record at the wrong height")
-    _require(record.point >= link.point, "malformed", "a record that goes back to an earlier merge point")
+    require(record.run == link.run, "wrong-run", "a record of another run")
+    require(record.parent == link.parent, "malformed", "a record with another parent")
+    require(record.height == link.height, "malformed", "a record at the wrong height")
+    require(record.point >= link.point, "malformed", "a record that goes back to an earlier merge point")
     _check_results(record, fragment_bytes)
     contributors = [contribution.peer for contribution in record.contributors]
     total = link.participants_total + len(contributors)
-    _require(record.participants_total == total, "malformed", "a record that miscounts its participants")
+    require(record.participants_total == total, "malformed", "a record that miscounts its participants")
     _check_ascending(record.absent, "absent members")
     roster = {entry.peer for entry in link.roster}
-    _require(roster.issuperset(record.absent), "malformed", "an absent member that has no voice anyway")
-    _require(not set(contributors) & set(record.absent), "malformed", "an absent member that contributes")
+    require(roster.issuperset(record.absent), "malformed", "an absent member that has no voice anyway")
+    require(not set(contributors) & set(record.absent), "malformed", "an absent member that contributes")
     founders = [entry.peer for entry in record.roster]
-    _require(
+    require(
         record.roster == next_roster(link, contributors, founders),
         "malformed",
         "a record with a wrong roster",
@@ -250,8 +250,8 @@ def check_committed(
     check_record(committed.record, link, fragment_bytes, signer)
     members = electorate(committed.record, link)
     acknowledged = {PeerId(acknowledgement.peer) for acknowledgement in committed.acknowledgements}
-    _require(acknowledged <= members, "malformed", "an acknowledgement by a member without a voice")
-    _require(len(acknowledged) >= quorum(members), "malformed", "fewer acknowledgements than a quorum")
+    require(acknowledged <= members, "malformed", "an acknowledgement by a member without a voice")
+    require(len(acknowledged) >= quorum(members), "malformed", "fewer acknowledgements than a quorum")
     _check_acknowledgements(committed, signer)
 
 
@@ -264,8 +264,8 @@ def check_rootless(
     its signers were a quorum rests on the peers it was fetched from.
     """
     record = committed.record
-    _require(record.height > 1, "malformed", "a first record that does not start at genesis")
-    _require(record.run == run, "wrong-run", "a record of another run")
+    require(record.height > 1, "malformed", "a first record that does not start at genesis")
+    require(record.run == run, "wrong-run", "a record of another run")
     _check_results(record, fragment_bytes)
     _check_ascending([entry.peer for entry in record.roster], "roster")
     check_contributions(record.run, record.parent, record.contributors, fragment_bytes, signer)
@@ -280,12 +280,12 @@ def check_acknowledgement(
     genuine = signer.verify(
         PeerId(acknowledgement.peer), ACKNOWLEDGEMENT_PURPOSE, claim, acknowledgement.signature
     )
-    _require(genuine, "signature", f"an acknowledgement that {acknowledgement.peer} did not sign")
+    require(genuine, "signature", f"an acknowledgement that {acknowledgement.peer} did not sign")
 
 
 def _check_acknowledgements(committed: CommittedRecord, signer: Signer) -> None:
     record = committed.record
-    _require(committed.ballot >= record.ballot, "malformed", "a record acknowledged before it was proposed")
+    require(committed.ballot >= record.ballot, "malformed", "a record acknowledged before it was proposed")
     _check_ascending(
         [acknowledgement.peer for acknowledgement in committed.acknowledgements], "acknowledgements"
     )
@@ -305,14 +305,15 @@ def _acknowledgement_claim(run: bytes, record: bytes, ballot: Ballot) -> bytes:
 
 def _check_results(record: MergeRecord, fragment_bytes: Sequence[int]) -> None:
     sizes = [ref.size for ref in record.results]
-    _require(sizes == list(fragment_bytes), "shape", "a record of another shape than the model's")
+    require(sizes == list(fragment_bytes), "shape", "a record of another shape than the model's")
 
 
 def _check_ascending(peers: Sequence[str], what: str) -> None:
     ascending = all(left < right for left, right in itertools.pairwise(peers))
-    _require(ascending, "malformed", f"{what} not sorted, or named twice")
+    require(ascending, "malformed", f"{what} not sorted, or named twice")
 
 
-def _require(holds: bool, code: str, what: str) -> None:
+def require(holds: bool, code: str, what: str) -> None:
+    """Raise RecordRefused unless ``holds``."""
     if not holds:
         raise RecordRefused(code, what)

@@ -20,9 +20,10 @@ import trio
 from gossip.disk import Disk
 from gossip.merge_catch_up import MergeCatchUp
 from gossip.merge_chain import MergeChain
+from gossip.merge_effects import Ask, Concluded, Effect, Failed, Inspect, Recompute, Suspect, Wait
 from gossip.merge_member import MergeMember
 from gossip.merge_pace import MergePace
-from gossip.merge_proposer import Ask, Concluded, Effect, Failed, Inspect, Proposal, Recompute, Suspect, Wait
+from gossip.merge_proposer import Proposal
 from gossip.merge_record import outranks
 from gossip.merge_turns import MergeTurns
 from gossip.merge_work import InputRefused, MergeHost, MergeWork, ResultRefused

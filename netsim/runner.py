@@ -12,35 +12,31 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
-import logging
 import math
-import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-import structlog
 import torch
 import trio
-from blake3 import blake3
 from msgspec.structs import replace
 
 from netsim import checkers, draw
 from netsim.compute import SimCompute
-from netsim.connection import Frame
 from netsim.determinism import SimClock, deterministic_scheduling
 from netsim.disk import SimDisk
 from netsim.faults import Faults
 from netsim.learners import learners
 from netsim.metrics import Metrics
 from netsim.network import SimNetwork, open_sim_network
+from netsim.product_errors import errors_told, told
 from netsim.results import Event, Failure, Sample, SeedResult
 from netsim.scenario import ExpectSpec, Scenario
 from netsim.sharing import notices_worked_out_once
 from netsim.signer import StubSigner, machine_peer, world_key
 from netsim.topology import draw_topology
+from netsim.trace import Trace
 from netsim.world import Machine, World, ed25519_signer
 from node.costs import Costs
 from p2p.identity import Signer
@@ -52,9 +48,6 @@ FAILURES_TOLD = 20
 
 GARBAGE_OBJECTS = 70_000
 """Objects made and not let go of before cycles among them are looked for."""
-
-_STAMP = struct.Struct("<dIIBI")
-"""How a delivery enters the hash: time, numbers of the two hosts, kind, stream; then its bytes."""
 
 Emit = Callable[[Sample | Event | SeedResult], None]
 
@@ -83,7 +76,7 @@ def run_seed(
     torch.set_num_threads(1)
     with (
         run.traced(trace),
-        _errors_told(run.log_failure),
+        errors_told(run.log_failure),
         deterministic_scheduling(seed),
         notices_worked_out_once(),
         _rare_collection(),
@@ -124,44 +117,6 @@ def fitted(scenario: Scenario) -> Scenario:
     return replace(scenario, run=run)
 
 
-class _Trace:
-    """Hashes everything that is delivered and everything that happens; writes it down if asked to."""
-
-    def __init__(self, file: TextIO | None) -> None:
-        self._hash = blake3()
-        self._file = file
-
-    def delivered(
-        self, at_s: float, source: int, target: int, kind: Frame, stream_id: int, payload: bytes
-    ) -> None:
-        self._hash.update(_STAMP.pack(at_s, source, target, kind, stream_id))
-        self._hash.update(payload)
-        if self._file is not None:
-            line = {
-                "at_s": at_s,
-                "from": source,
-                "to": target,
-                "frame": kind.name.lower(),
-                "stream": stream_id,
-                "bytes": len(payload),
-            }
-            self._file.write(json.dumps(line) + "\n")
-
-    def happened(self, event: Event) -> None:
-        self._hash.update(repr(event).encode())
-        if self._file is not None:
-            line = {
-                "at_s": event.at_s,
-                "event": event.what,
-                "machines": event.machines,
-                "detail": event.detail,
-            }
-            self._file.write(json.dumps(line) + "\n")
-
-    def hexdigest(self) -> str:
-        return self._hash.hexdigest()
-
-
 class _Run:
     """The state of one run."""
 
@@ -184,7 +139,7 @@ class _Run:
         self._plan = draw.plan(scenario, seed)
         self._learners = learners(scenario, seed)
         self._topology = draw_topology(scenario.topology, scenario.nodes, draw.generator(seed, "topology"))
-        self._trace = _Trace(None)
+        self._trace = Trace(None)
         self._failures: list[Failure] = []
         self._scope = trio.CancelScope()
         self._now_s = 0.0
@@ -199,7 +154,7 @@ class _Run:
             yield
             return
         with path.open("w", encoding="utf-8") as file:
-            self._trace = _Trace(file)
+            self._trace = Trace(file)
             yield
 
     # --- the run ----------------------------------------------------------------------------------------------
@@ -358,7 +313,7 @@ class _Run:
 
     def _node_failed(self, machine: Machine, error: BaseException) -> None:
         if machine.honest:
-            self._fail("crash", f"a node ended with {_told(error)}", machine.number)
+            self._fail("crash", f"a node ended with {told(error)}", machine.number)
 
     def log_failure(self, text: str) -> None:
         """The product has logged an error: nothing a peer or a disk does may be one."""
@@ -406,44 +361,3 @@ def _virtual_time_s() -> float:
         return trio.current_time()
     except RuntimeError:
         return math.nan
-
-
-def _told(error: BaseException) -> str:
-    """The innermost exceptions of a group, in one line."""
-    if isinstance(error, BaseExceptionGroup):
-        return "; ".join(_told(inner) for inner in error.exceptions)
-    last = error.__traceback__
-    while last is not None and last.tb_next is not None:
-        last = last.tb_next
-    where = f" ({last.tb_frame.f_code.co_filename.rpartition('/')[2]}:{last.tb_lineno})" if last else ""
-    return f"{type(error).__name__}: {error}{where}"
-
-
-@contextlib.contextmanager
-def _errors_told(tell: Callable[[str], None]) -> Iterator[None]:
-    """Within, whatever the product logs as an error is told; nothing is printed."""
-
-    def refuse(_: Any, level: str, entry: Any) -> Any:
-        if level in ("error", "critical", "exception"):
-            tell(f"{entry.get('event')}: { {key: value for key, value in entry.items() if key != 'event'} }")
-        raise structlog.DropEvent
-
-    class Handler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            error = record.exc_info[1] if record.exc_info else None
-            tell(record.getMessage() + (f": {_told(error)}" if error is not None else ""))
-
-    before = structlog.get_config()
-    structlog.configure(
-        processors=[refuse], wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR)
-    )
-    handler = Handler(logging.ERROR)
-    root = logging.getLogger("p2p")
-    propagated, root.propagate = root.propagate, False
-    root.addHandler(handler)
-    try:
-        yield
-    finally:
-        root.removeHandler(handler)
-        root.propagate = propagated
-        structlog.configure(**before)

@@ -18,8 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gossip.merge_acceptor import AcceptorState, accept, promise
+from gossip.merge_effects import Ask, Concluded, Failed, Inspect
 from gossip.merge_pace import MergePace
-from gossip.merge_proposer import Ask, Concluded, Failed, Inspect, Proposal, cover
+from gossip.merge_proposer import Proposal
 from gossip.merge_record import (
     Link,
     can_decide,
@@ -32,6 +33,7 @@ from gossip.merge_record import (
     sign_acknowledgement,
     sign_contribution,
 )
+from gossip.merge_sums import cover
 from gossip.messages import (
     AcceptedRecord,
     Ballot,

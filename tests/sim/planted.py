@@ -19,8 +19,9 @@ from gossip.anti_entropy import AntiEntropy
 from gossip.disk import Disk
 from gossip.members import MemberTable
 from gossip.merge_acceptor import AcceptorState
+from gossip.merge_effects import Effect
 from gossip.merge_member import MergeMember
-from gossip.merge_proposer import Effect, Proposal
+from gossip.merge_proposer import Proposal
 from gossip.merge_record import Link
 from gossip.messages import (
     PACKED_NOTICE_BYTES_MAX,
