@@ -140,8 +140,7 @@ def merge_set_unsorted() -> Iterator[None]:
     def end_call(proposal: Proposal) -> list[Effect]:
         if proposal._accepted:
             return honest(proposal)
-        proposal._contributors = list(proposal._offers.values())
-        return proposal._plan()
+        return proposal._plan(list(proposal._offers.values()))
 
     with (
         patch.object(Proposal, "_end_call", end_call),
