@@ -53,7 +53,6 @@ class Traffic:
             rng=random.Random(1),
             reach=lambda _: transport.connect(peer),
         )
-        self.pulled_bytes = 0
 
     async def pull_for(self, seconds: float) -> None:
         """Pull at the paced rate for ``seconds``."""
@@ -61,7 +60,6 @@ class Traffic:
         with trio.move_on_after(seconds):
             while True:
                 await self._fetcher.fetch(self._shard, [self._peer.peer], timeout_s=60, pacer=pacer)
-                self.pulled_bytes += self._shard.size
 
 
 async def _store(transport: Transport, folder: str) -> tuple[ShardStore, ShardRef]:

@@ -203,12 +203,6 @@ class AddressBook:
         ready.sort(key=lambda peer: (not self._entries[peer].permanent, self._entries[peer].failures))
         return [record for peer in ready[:count] if (record := self.record(peer)) is not None]
 
-    def next_due_s(self, *, exclude: Iterable[PeerId]) -> float:
-        """When the next peer outside ``exclude`` may be dialled; infinite when there is none."""
-        excluded = set(exclude)
-        times = (entry.retry_s for peer, entry in self._entries.items() if peer not in excluded)
-        return min(times, default=float("inf"))
-
     def succeeded(self, peer: PeerId) -> None:
         """A dial worked, or the peer dialled us and greeted."""
         if (entry := self._entries.get(peer)) is not None:
