@@ -8,7 +8,7 @@ of one list of contributors say nothing about another.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from gossip.merge_record import RecordRefused, owners, require
 from gossip.messages import MergeResults, ShardRef, SignedContribution
@@ -53,8 +53,15 @@ class Sums:
             self._sums[result.fragment][owner] = result.shard
 
     def complete(self) -> bool:
-        """Whether there is a sum of every fragment."""
-        return all(self._sums)
+        """Whether every fragment has a sum that counts.
+
+        One does not where another owner of the fragment lacks the inputs of whoever gave it: nobody could compare it.
+        """
+        return all(map(self._counts, self._owners, self._sums))
+
+    def _counts(self, chosen: Sequence[PeerId], sums: Collection[PeerId]) -> bool:
+        lacked = {peer for owner, peer in self._missing if owner in chosen}
+        return any(giver not in lacked for giver in sums)
 
     def disputed(self) -> list[int]:
         """Fragments about which owners disagree, ascending."""

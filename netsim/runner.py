@@ -139,7 +139,7 @@ class _Run:
         self._plan = draw.plan(scenario, seed)
         self._learners = learners(scenario, seed)
         self._topology = draw_topology(scenario.topology, scenario.nodes, draw.generator(seed, "topology"))
-        self._trace = Trace(None)
+        self._trace = Trace()
         self._failures: list[Failure] = []
         self._scope = trio.CancelScope()
         self._now_s = 0.0

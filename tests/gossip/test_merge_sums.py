@@ -98,6 +98,24 @@ def test_what_was_settled_in_one_plan_is_not_used_in_the_next() -> None:
     assert again.results == [ref(fragment, left) for fragment in range(FRAGMENTS)]
 
 
+def test_a_sum_that_the_other_owner_could_not_make_does_not_count() -> None:
+    names = [peer_named(number) for number in range(5)]
+    sums = Sums(
+        [contribution_of(name) for name in names], parent=LINK.parent, fragment_bytes=SHAPE, replicas=2
+    )
+    owned = owners(LINK.parent, names, FRAGMENTS, 2)
+    liar, honest = owned[0]
+    for fragment, chosen in enumerate(owned):
+        for owner in chosen:
+            if (fragment, owner) != (0, honest):
+                result = FragmentResult(fragment=fragment, shard=ref(fragment))
+                sums.take(owner, MergeResults(results=[result], missing=[]))
+    assert sums.complete()
+    sums.take(honest, MergeResults(results=[], missing=[liar]))
+    assert not sums.complete()
+    assert [contribution.peer for contribution in sums.reliable()] == [n for n in names if n != liar]
+
+
 @given(st.data())
 def test_a_plan_that_is_not_complete_is_followed_by_a_smaller_one(data: st.DataObject) -> None:
     names = [peer_named(number) for number in range(data.draw(st.integers(1, 6)))]
