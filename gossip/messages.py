@@ -176,6 +176,60 @@ class Notices(Message, frozen=True):
     notices: Annotated[list[PackedNotice], Meta(max_length=256)]
 
 
+# --- records: one-byte mode, what peers learned as signed, hash-chained batches -----------------------------------
+
+
+RECORDS_PER_BATCH_MAX = 4096
+Records = Annotated[bytes, Meta(min_length=1, max_length=RECORDS_PER_BATCH_MAX)]
+"""One byte each (``training.byte_code``), in the order of their sequence numbers."""
+
+PACKED_BATCH_BYTES_MAX = RECORDS_PER_BATCH_MAX + 512
+
+
+class FirstBatch(Message, frozen=True):
+    """Opens a log: its author's, in this incarnation of it. Records have sequence numbers from 0 on.
+
+    The signature's purpose is ``gossamer/batch/1`` and its payload the canonical bytes of a FirstBatchClaim, whose
+    BLAKE3 digest is the name of the batch.
+    """
+
+    author: PeerText
+    incarnation: Annotated[int, Meta(ge=0, le=2**63 - 1)]
+    """Random: an author without its own synced head opens another log, and never forks one."""
+    clock: Count
+    """Records that the author had applied when it made the last of these."""
+    records: Records
+    signature: Signature
+
+
+class NextBatch(Message, frozen=True):
+    """Goes on where ``previous`` ended, by the same author; the payload of its signature is a NextBatchClaim."""
+
+    previous: Hash
+    clock: Count
+    records: Records
+    signature: Signature
+
+
+class FirstBatchClaim(Message, frozen=True):
+    """What the signature of a FirstBatch covers, and what it is named by."""
+
+    run: Hash
+    author: PeerText
+    incarnation: Annotated[int, Meta(ge=0, le=2**63 - 1)]
+    clock: Count
+    records: Records
+
+
+class NextBatchClaim(Message, frozen=True):
+    """What the signature of a NextBatch covers, and what it is named by."""
+
+    run: Hash
+    previous: Hash
+    clock: Count
+    records: Records
+
+
 # --- shards: pulled by content, in chunks --------------------------------------------------------------------
 
 
