@@ -24,7 +24,7 @@ from gossip.shard_transfer import Pacer, ShardFetcher, ShardServer
 from gossip.store import ShardStore
 from node.compute import ThreadCompute
 from node.disk import LocalDisk
-from node.node import SLICE_S
+from node.gossip_node import SLICE_S
 from p2p.identity import Identity
 from p2p.libp2p_transport import open_libp2p
 from p2p.limits import Limits

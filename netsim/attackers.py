@@ -29,8 +29,8 @@ from gossip.messages import (
 from gossip.notices import Difference, Verdict
 from gossip.shard_transfer import ShardServer
 from gossip.store import ShardStore
+from node.gossip_node import GossipNode
 from node.merge_host import WIRE
-from node.node import Node
 from node.snapshots import Snapshots
 from p2p.codec import decode
 from p2p.transport import PeerId
@@ -52,7 +52,7 @@ class Attacker:
     """One line for people."""
     refused_as: str
     """The reason under which the ledgers of honest members count it; empty where it is no offence, but of no use."""
-    spoil: Callable[[Node], None]
+    spoil: Callable[[GossipNode], None]
     """Makes a node that does not run yet tell the lie, for one life."""
 
 
@@ -100,8 +100,8 @@ class _ForgingLearner:
         return self._forge(self._learner.read(fragment), self.layout.fragment_spans(fragment))
 
 
-def _serving_forged_fragments(forge: Forge) -> Callable[[Node], None]:
-    def spoil(node: Node) -> None:
+def _serving_forged_fragments(forge: Forge) -> Callable[[GossipNode], None]:
+    def spoil(node: GossipNode) -> None:
         node.snapshots = Snapshots(
             transport=node.runtime.transport,
             trainer=cast(Learner, _ForgingLearner(node.trainer, forge)),
@@ -116,8 +116,8 @@ def _serving_forged_fragments(forge: Forge) -> Callable[[Node], None]:
     return spoil
 
 
-def _contributing_forged_inputs(forge: Forge) -> Callable[[Node], None]:
-    def spoil(node: Node) -> None:
+def _contributing_forged_inputs(forge: Forge) -> Callable[[GossipNode], None]:
+    def spoil(node: GossipNode) -> None:
         layout = node.trainer.layout
 
         async def contribute(
@@ -139,8 +139,8 @@ def _contributing_forged_inputs(forge: Forge) -> Callable[[Node], None]:
     return spoil
 
 
-def _publishing_forged_sums(forge: Forge) -> Callable[[Node], None]:
-    def spoil(node: Node) -> None:
+def _publishing_forged_sums(forge: Forge) -> Callable[[GossipNode], None]:
+    def spoil(node: GossipNode) -> None:
         layout = node.trainer.layout
 
         async def sum_fragment(
@@ -174,7 +174,7 @@ class _RottenStore:
         return bytes(data)
 
 
-def _serve_rotten_shards(node: Node) -> None:
+def _serve_rotten_shards(node: GossipNode) -> None:
     node.shard_server = ShardServer(
         transport=node.runtime.transport, store=cast(ShardStore, _RottenStore(node.store)), ledger=node.ledger
     )
@@ -183,21 +183,21 @@ def _serve_rotten_shards(node: Node) -> None:
 # --- words --------------------------------------------------------------------------------------------------------
 
 
-def _scramble_signatures(node: Node) -> None:
+def _scramble_signatures(node: GossipNode) -> None:
     def sign(honest: Callable[[str, bytes], bytes], purpose: str, payload: bytes) -> bytes:
         return bytes(len(honest(purpose, payload)))
 
     _instead(node.runtime.signer, "sign", sign)
 
 
-def _boasting(**claims: object) -> Callable[[Node], None]:
+def _boasting(**claims: object) -> Callable[[GossipNode], None]:
     def publish(honest: Callable[[str, Message], Notice], kind: str, body: Message) -> Notice:
         return honest(kind, replace(body, **claims) if isinstance(body, Heartbeat) else body)
 
     return lambda node: _instead(node.notices, "publish", publish)
 
 
-def _replay_old_notices(node: Node) -> None:
+def _replay_old_notices(node: GossipNode) -> None:
     """Of others their first words are offered, in every round, to everybody."""
     hoard: dict[PeerId, bytes] = {}
 

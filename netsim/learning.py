@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from netsim.world import Machine, World
-from node.node import Node
+from node.gossip_node import GossipNode
 from training.trainer import Trainer
 
 GOAL = 0.8
@@ -97,7 +97,7 @@ class Learning:
             }
         return figures
 
-    def _up(self) -> list[Node]:
+    def _up(self) -> list[GossipNode]:
         return [machine.node for machine in self.world.up() if machine.node is not None]
 
     def _mean_model(self) -> tuple[Tensor, float]:
@@ -136,16 +136,16 @@ class Learning:
             self._last = mean, deviation, mixes
 
 
-def _labelled(node: Node) -> bool:
+def _labelled(node: GossipNode) -> bool:
     return isinstance(node.trainer, Trainer) and node.trainer.unit == "example"
 
 
-def _trainer(node: Node) -> Trainer:
+def _trainer(node: GossipNode) -> Trainer:
     assert isinstance(node.trainer, Trainer)
     return node.trainer
 
 
-def _variances(node: Node) -> list[float]:
+def _variances(node: GossipNode) -> list[float]:
     """Of each weight tensor, in layout order."""
     weights = node.trainer.read()
     return [

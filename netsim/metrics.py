@@ -19,7 +19,7 @@ from gossip.messages import CommittedRecord
 from netsim.learning import Learning
 from netsim.results import Sample
 from netsim.world import Machine, World
-from node.node import Node
+from node.gossip_node import GossipNode
 
 MEMBER_AFTER_S = 10.0
 """A machine counts as a member once it has been up for this long: it must have been heard of."""
@@ -170,7 +170,7 @@ class Metrics:
             variance_ratio=lesson.variance_ratio if lesson else None,
         )
 
-    def _loss(self, node: Node) -> float | None:
+    def _loss(self, node: GossipNode) -> float | None:
         loss = node.trainer.evaluate() if self.exact_loss else node.loss
         return loss if loss is not None and math.isfinite(loss) else None
 

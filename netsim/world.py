@@ -1,4 +1,4 @@
-"""A world of nodes in virtual time: the daemon's own Node on simulated machines.
+"""A world of nodes in virtual time: the daemon's own node on simulated machines.
 
 Owns the machines (key, disk, speed), which outlive the processes on them, and starts, stops, kills and restarts those
 processes. What happens in the network between them is ``netsim.network``'s to say, what they learn is handed in.
@@ -22,9 +22,9 @@ from netsim.disk import SimDisk
 from netsim.network import HOME_LINK, LinkModel, SimNetwork, address_of, open_sim_network
 from netsim.signer import StubSigner, machine_peer, world_key
 from node.costs import Costs
+from node.gossip_node import GossipNode
 from node.life import NodeState, begin_life
-from node.node import Node
-from node.runtime import Runtime
+from node.runtime import NodeOptions, Runtime
 from p2p.identity import Identity, Signer
 from p2p.limits import DEFAULT_LIMITS, Limits
 from p2p.transport import PeerId
@@ -48,13 +48,13 @@ class Machine:
     disk: SimDisk
     compute: SimCompute
     costs: Costs
-    spoil: Callable[[Node], None] | None = None
+    spoil: Callable[[GossipNode], None] | None = None
     """Makes each node on it tell a lie (``netsim.attackers``)."""
     bootstrap: tuple[int, ...] = ()
     """The machines whose addresses each of its processes is given."""
     wanted: bool = False
     """Whether a process shall run here."""
-    node: Node | None = None
+    node: GossipNode | None = None
     """The process running now."""
     process: trio.CancelScope | None = None
     """Around the process, or around the wait for the next attempt to start it."""
@@ -173,14 +173,14 @@ class World:
             self._nursery.start_soon(self._keep_running, machine, name=task_name(number))
         return machine.started
 
-    async def start(self, number: int, *, bootstrap: int | None = None) -> Node:
+    async def start(self, number: int, *, bootstrap: int | None = None) -> GossipNode:
         """Start the process of one machine and return its node; ``bootstrap`` is the machine it is told of."""
         await self.switch_on(number, bootstrap=None if bootstrap is None else (bootstrap,)).wait()
         node = self.machines[number].node
         assert node is not None
         return node
 
-    async def start_all(self) -> list[Node]:
+    async def start_all(self) -> list[GossipNode]:
         """Start every machine, the first one being everybody's bootstrap."""
         return [
             await self.start(machine.number, bootstrap=0 if machine.number else None)
@@ -277,17 +277,17 @@ class World:
                 costs=machine.costs,
             )
             machine.starts_s.append(trio.current_time())
-            machine.node = Node(
+            machine.node = GossipNode(
                 runtime,
+                NodeOptions(
+                    agent="netsim",
+                    bootstrap=[f"{address_of(peer)}/p2p/{peer}" for peer in peers],
+                    store_bytes_max=machine.disk.capacity_bytes // 2,
+                    limits=self.network.limits,
+                ),
                 spec=self.spec,
                 trainer=self._learners(machine),
                 state=state,
-                bootstrap=[f"{address_of(peer)}/p2p/{peer}" for peer in peers],
-                agent="netsim",
-                store_bytes_max=machine.disk.capacity_bytes // 2,
-                upload_bytes_per_s_max=0,
-                download_bytes_per_s_max=0,
-                limits=self.network.limits,
                 eligible=(lambda peer: eligible(machine.peer, peer)) if eligible else None,
             )
             if machine.spoil is not None:

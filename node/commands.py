@@ -26,7 +26,7 @@ from node.control import (
     Stop,
 )
 from node.describe import describe
-from node.node import Node
+from node.gossip_node import GossipNode
 from node.status import MergeReport, NodeStatus
 from p2p.errors import GossamerError
 from p2p.invite import Invite
@@ -41,7 +41,7 @@ MERGE_NOW_TIMEOUT_S = 120.0
 class Commands:
     """The handlers of one node and its ``trainer``. ``name`` is what people call it; ``stop_now`` ends it at once."""
 
-    def __init__(self, node: Node, *, trainer: Trainer, name: str, stop_now: Any) -> None:
+    def __init__(self, node: GossipNode, *, trainer: Trainer, name: str, stop_now: Any) -> None:
         self._node = node
         self._trainer = trainer
         self._name = name

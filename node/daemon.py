@@ -1,8 +1,8 @@
 """The real world around a node: home, lock, key, sockets, signals. What ``gossamer run`` calls.
 
-Owns the composition for life on a machine; netsim composes the same Node from simulated parts. The order matters and
-is the order of this file: lock the home, load the key, open the transport (which claims the port), learn the spec
-(from peers when only its hash is known), build the trainer, then live.
+Owns the composition for life on a machine; netsim composes the same node from simulated parts. The order matters: lock
+the home, load the key, open the transport (which claims the port), learn the spec (from peers when only its hash is
+known), build the trainer, then live.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from node.control import serve_control
 from node.costs import Costs
 from node.describe import VERSION
 from node.disk import LocalDisk
+from node.gossip_node import GossipNode
 from node.home import Home
 from node.life import begin_life
-from node.node import Node
-from node.runtime import Runtime
+from node.runtime import NodeOptions, Runtime
 from p2p.errors import GossamerError, PeerUnreachable
 from p2p.identity import Identity
 from p2p.libp2p_transport import open_libp2p
@@ -97,22 +97,26 @@ async def _live(
                 wall_time_s=_wall_time_s,
                 costs=Costs(),
             )
-            node = Node(
+            node = GossipNode(
                 runtime,
+                NodeOptions(
+                    agent=AGENT,
+                    bootstrap=bootstrap,
+                    store_bytes_max=config.disk_bytes_max,
+                    upload_bytes_per_s_max=config.upload_bytes_per_s_max,
+                    download_bytes_per_s_max=config.download_bytes_per_s_max,
+                    limits=limits,
+                ),
                 spec=spec,
                 trainer=trainer,
                 state=state,
-                bootstrap=bootstrap,
-                agent=AGENT,
-                store_bytes_max=config.disk_bytes_max,
-                upload_bytes_per_s_max=config.upload_bytes_per_s_max,
-                download_bytes_per_s_max=config.download_bytes_per_s_max,
-                limits=limits,
             )
             await _run_with_controls(node, home, trainer=trainer, name=config.name, linger=linger)
 
 
-async def _run_with_controls(node: Node, home: Home, *, trainer: Trainer, name: str, linger: bool) -> None:
+async def _run_with_controls(
+    node: GossipNode, home: Home, *, trainer: Trainer, name: str, linger: bool
+) -> None:
     async with trio.open_nursery() as nursery:
         commands = Commands(node, trainer=trainer, name=name, stop_now=nursery.cancel_scope.cancel)
         nursery.start_soon(_obey_signals, node, nursery.cancel_scope)
@@ -184,7 +188,7 @@ def _build_trainer(spec: RunSpec, config: NodeConfig, peer: str) -> Trainer:
     )
 
 
-async def _obey_signals(node: Node, scope: trio.CancelScope) -> None:
+async def _obey_signals(node: GossipNode, scope: trio.CancelScope) -> None:
     """First SIGINT or SIGTERM: stop cleanly. Second: stop now. SIGHUP is the log file's."""
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         asked = False
@@ -196,7 +200,7 @@ async def _obey_signals(node: Node, scope: trio.CancelScope) -> None:
             node.stop()
 
 
-async def _log_progress(node: Node) -> None:
+async def _log_progress(node: GossipNode) -> None:
     """A line now and then; each single mix is told at debug level."""
     while True:
         await trio.sleep(PROGRESS_EVERY_S)
@@ -212,7 +216,7 @@ async def _log_progress(node: Node) -> None:
             )
 
 
-async def _stop_when_finished(node: Node) -> None:
+async def _stop_when_finished(node: GossipNode) -> None:
     await node.wait_finished()
     node.stop()
 

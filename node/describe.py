@@ -7,13 +7,13 @@ import os
 import trio
 
 from gossip.members import Member
-from node.node import Node
+from node.gossip_node import GossipNode
 from node.status import NodeStatus, PeerStatus
 
 VERSION = "0.1.0"
 
 
-def describe(node: Node, *, name: str) -> NodeStatus:
+def describe(node: GossipNode, *, name: str) -> NodeStatus:
     """A snapshot of ``node`` now."""
     traffic = node.runtime.transport.traffic()
     now_s = trio.current_time()
@@ -49,7 +49,7 @@ def describe(node: Node, *, name: str) -> NodeStatus:
     )
 
 
-def _describe_peer(node: Node, member: Member) -> PeerStatus:
+def _describe_peer(node: GossipNode, member: Member) -> PeerStatus:
     beat = member.heartbeat
     return PeerStatus(
         peer=member.peer,

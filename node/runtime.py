@@ -1,15 +1,16 @@
-"""Runtime: the whole world as one node sees it, handed in so that life and netsim run the same node."""
+"""What a node is handed: the whole world as it sees it, so that life and netsim run the same node, and its options."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gossip.disk import Disk
 from node.compute import Compute
 from node.costs import Costs
 from p2p.identity import Signer
+from p2p.limits import Limits
 from p2p.transport import Transport
 
 
@@ -25,3 +26,19 @@ class Runtime:
     wall_time_s: Callable[[], float]
     """Seconds since the epoch; read only for invite expiry and display."""
     costs: Costs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeOptions:
+    """What is one node's own, and no part of its run's spec."""
+
+    agent: str
+    """The program and its version, as others are told it."""
+    bootstrap: Sequence[str] = ()
+    """Addresses to begin with, each ending in ``/p2p/<peer id>``."""
+    store_bytes_max: int
+    upload_bytes_per_s_max: int = 0
+    """Of shards served; 0: no cap."""
+    download_bytes_per_s_max: int = 0
+    """Of shards that are mixed; 0: no cap."""
+    limits: Limits

@@ -223,6 +223,49 @@ class MergeSpec(_Section, frozen=True):
             raise ValueError("merge points must ascend, each named once")
 
 
+class OneByteSpec(_Section, frozen=True):
+    """One-byte mode: what is learned travels as one byte for each pair of forward passes (``training.one_byte``)."""
+
+    base: Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")] = ""
+    """BLAKE3 of the base weights (``training.base_weights``), hex; empty: the initial weights that all draw alike."""
+    trained: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...], Meta(max_length=64)
+    ] = ("*",)
+    """Patterns of the names of what is trained, such as ``*.bias``; the rest stays as it is in the base."""
+    step_size: LearningRate = 1e-4
+    """By which a projected gradient is multiplied when a record is applied."""
+    halvings: Annotated[tuple[Annotated[int, Meta(ge=1, le=2**53)], ...], Meta(max_length=32)] = ()
+    """Clocks, in records, at which the step size halves; ascending."""
+    clip: Annotated[float, Meta(ge=1e-6, le=1e6)] = 10.0
+    """The largest projected gradient that a byte can tell, in nats per unit of length along a direction."""
+    epsilon: Annotated[float, Meta(ge=1e-6, le=1.0)] = 1e-3
+    """How far a probe goes along a direction, to both sides."""
+    probes: Annotated[int, Meta(ge=1, le=1024)] = 1
+    """Directions probed on each minibatch: a step makes that many records."""
+    table: Literal["log", "sign"] = "log"
+    """What a byte stands for; ``sign``: only whether the loss rose or fell."""
+    pool: Annotated[int, Meta(ge=0, le=1 << 20)] = 0
+    """Directions that all records share, so that applying any number of records costs as much as applying these;
+    0: each record has its own."""
+    batch_records: Annotated[int, Meta(ge=1, le=4096)] = 64
+    """Records that are signed and sent at once."""
+    batch_s_max: Annotated[float, Meta(ge=0.1, le=3600)] = 10.0
+    """A record is sent at the latest this long after it was made."""
+    log_allowance: Annotated[int, Meta(ge=4096, le=1 << 30)] = 65_536
+    """Records that a log may hold whatever its clock says (docs/PROTOCOL.md, "Batches")."""
+    log_share_percent: Annotated[int, Meta(ge=1, le=100)] = 100
+    """Records beyond these, in percent of all that are applied. 100 bounds nobody; a few times a fair share keeps a
+    flood out."""
+    log_reach: Annotated[int, Meta(ge=4096, le=1 << 30)] = 65_536
+    """How many records a clock may be ahead of what is applied before its batch has to wait."""
+    log_opening_cost: Annotated[int, Meta(ge=0, le=1 << 30)] = 16_384
+    """Records of the swarm, beyond the reach, for each time that an author starts over with a new log."""
+
+    def __post_init__(self) -> None:
+        if list(self.halvings) != sorted(set(self.halvings)):
+            raise ValueError("one_byte.halvings must ascend, each named once")
+
+
 class RunSpec(_Section, frozen=True):
     """A whole run. Two nodes with different specs are in different runs and never meet."""
 
@@ -236,6 +279,8 @@ class RunSpec(_Section, frozen=True):
     train: TrainSpec = TrainSpec()
     exchange: ExchangeSpec = ExchangeSpec()
     merge: MergeSpec = MergeSpec()
+    one_byte: OneByteSpec | None = None
+    """One-byte mode: in place of optimizer, exchange and merge, of which it has no use."""
 
     def __post_init__(self) -> None:
         if isinstance(self.model, MlpSpec) != isinstance(self.data, NpzDataSpec):
@@ -330,7 +375,9 @@ def spec_from_bytes(data: bytes) -> RunSpec:
 
 def spec_as_toml(spec: RunSpec) -> str:
     """``spec`` as TOML with every key written out; parses back to an equal spec."""
-    fields: dict[str, Any] = msgspec.to_builtins(spec)
+    fields: dict[str, Any] = {
+        key: value for key, value in msgspec.to_builtins(spec).items() if value is not None
+    }
     lines = [f"{key} = {_toml_value(value)}" for key, value in fields.items() if not isinstance(value, dict)]
     for section, values in fields.items():
         if isinstance(values, dict):

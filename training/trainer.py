@@ -22,10 +22,10 @@ from blake3 import blake3
 from msgspec import Meta
 from safetensors.torch import save
 from torch import Tensor
-from torch.func import functional_call
 from torch.nn import functional as F
 
 from p2p.errors import GossamerError
+from training.evaluation import held_out_accuracy, held_out_loss
 from training.export import read_safetensors
 from training.layout import ParameterLayout
 from training.learner import SliceReport, check_values
@@ -180,30 +180,16 @@ class Trainer:
 
     # --- use ------------------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
     def evaluate(self, values: Tensor | None = None, *, bytes_max: int | None = None) -> float:
         """Held-out loss of the live weights, or of flat ``values``, in fp32: nats per byte of text, or per example.
 
         Reads the same on every node that has the same held out: all that the spec allows, or ``bytes_max`` of it.
         """
-        weights = self._weights(values)
-        total, count = 0.0, 0
-        for inputs, targets in self._task.held_out(bytes_max):
-            logits = functional_call(self._model, weights, (inputs,))
-            total += F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="sum").item()
-            count += targets.numel()
-        return total / count
+        return held_out_loss(self._task, self._weights(values), bytes_max)
 
-    @torch.inference_mode()
     def accuracy(self, values: Tensor | None = None) -> float:
         """The share of held-out targets, bytes or examples, that the live weights, or ``values``, find likeliest."""
-        weights = self._weights(values)
-        right, count = 0, 0
-        for inputs, targets in self._task.held_out(None):
-            logits = functional_call(self._model, weights, (inputs,))
-            right += int((logits.argmax(-1) == targets).sum())
-            count += targets.numel()
-        return right / count
+        return held_out_accuracy(self._task, self._weights(values))
 
     @torch.inference_mode()
     def sample(self, prompt: bytes, count: int, temperature: float, values: Tensor | None = None) -> bytes:

@@ -27,8 +27,8 @@ from gossip.messages import (
 )
 from gossip.store import ref_of
 from netsim.checkers.base import Machine, Report, Watcher, World, short
+from node.gossip_node import GossipNode
 from node.merge_host import Adoption
-from node.node import Node
 from training.layout import ParameterLayout
 
 Values = npt.NDArray[np.float32]
@@ -83,7 +83,7 @@ class ExactAverage(Watcher):
         self._seen: OrderedDict[bytes, None] = OrderedDict()
         """Records that were checked."""
 
-    def attach(self, machine: Machine, node: Node) -> None:
+    def attach(self, machine: Machine, node: GossipNode) -> None:
         """See the weights that are pledged, each committed record, and each anchor that is taken."""
         host, layout = node.merge_host, node.trainer.layout
         pledged: list[Values] = []
@@ -193,7 +193,7 @@ class EqualBits(Watcher):
         self._held: dict[int, Adoption] = {}
         self._reported: dict[int, object] = {}
 
-    def attach(self, machine: Machine, node: Node) -> None:
+    def attach(self, machine: Machine, node: GossipNode) -> None:
         """See each anchor that is taken, and found again after a restart."""
         self._held.pop(machine.number, None)
 
@@ -213,7 +213,7 @@ class EqualBits(Watcher):
                     machine, bytes.fromhex(report.record), bytes.fromhex(report.weights_hash), "reports"
                 )
 
-    def ended(self, machine: Machine, node: Node, how: str) -> None:
+    def ended(self, machine: Machine, node: GossipNode, how: str) -> None:
         """Whether the anchor was left alone since it was taken."""
         self._check_held(machine, node)
 
@@ -223,7 +223,7 @@ class EqualBits(Watcher):
         for machine, node in self.running():
             self._check_held(machine, node)
 
-    def _check_held(self, machine: Machine, node: Node) -> None:
+    def _check_held(self, machine: Machine, node: GossipNode) -> None:
         adoption = self._held.get(machine.number)
         if adoption is not None and node.merge_host.anchor is adoption.anchor:
             self._compare(machine, adoption.record_hash, hash_of(adoption.anchor), "holds")
@@ -251,7 +251,7 @@ class Rebase(Watcher):
         super().__init__(world, report)
         self._pledges = pledges
 
-    def attach(self, machine: Machine, node: Node) -> None:
+    def attach(self, machine: Machine, node: GossipNode) -> None:
         """See what is put under the live weights, and what they are before and after."""
         host, trainer = node.merge_host, node.trainer
         pledged: dict[bytes, list[ShardRef]] = {}

@@ -17,7 +17,7 @@ import trio
 
 from netsim.disk import SimDisk
 from netsim.network import SimNetwork
-from node.node import Node
+from node.gossip_node import GossipNode
 from p2p.identity import Signer
 from p2p.transport import PeerId
 from training.run_spec import RunSpec
@@ -46,7 +46,7 @@ class Machine(Protocol):
         """What is on it outlives every process."""
 
     @property
-    def node(self) -> Node | None:
+    def node(self) -> GossipNode | None:
         """The process running now."""
 
     @property
@@ -144,10 +144,10 @@ class Watcher:
     def look(self, now_s: float) -> None:
         """Look at the swarm as it is now."""
 
-    def attach(self, machine: Machine, node: Node) -> None:
+    def attach(self, machine: Machine, node: GossipNode) -> None:
         """Attach observers to the parts of an honest ``node``."""
 
-    def ended(self, machine: Machine, node: Node, how: str) -> None:
+    def ended(self, machine: Machine, node: GossipNode, how: str) -> None:
         """An honest process has ended."""
 
     # --- what a checker uses ----------------------------------------------------------------------------------
@@ -162,7 +162,7 @@ class Watcher:
         """The honest machines, on or off."""
         return [machine for machine in self.world.machines if machine.honest]
 
-    def running(self) -> Iterator[tuple[Machine, Node]]:
+    def running(self) -> Iterator[tuple[Machine, GossipNode]]:
         """The honest processes that run now, by machine."""
         for machine in self.honest():
             if machine.node is not None:

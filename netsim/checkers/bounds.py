@@ -17,8 +17,8 @@ from gossip.ledger import PEERS_MAX
 from gossip.messages import NOTICE_BODIES
 from gossip.store import FOLDER
 from netsim.checkers.base import Machine, Report, Watcher, World, tasks_under
+from node.gossip_node import GossipNode
 from node.merge_host import ACCEPTED_KEPT, MERGES_KEPT
-from node.node import Node
 from p2p.transport import Transport
 
 TASKS_BASE, TASKS_PER_PEER, TASKS_PER_MEMBER = 60, 20, 2
@@ -43,7 +43,7 @@ class Bounded(Watcher):
         super().__init__(world, report)
         self._roots: dict[int, trio.lowlevel.Task] = {}
 
-    def attach(self, machine: Machine, node: Node) -> None:
+    def attach(self, machine: Machine, node: GossipNode) -> None:
         """See which task lives this life."""
         self._roots.pop(machine.number, None)
 
@@ -59,7 +59,7 @@ class Bounded(Watcher):
                 if count > most:
                     self.fail(f"{what}: more than {most}", machine.number)
 
-    def ended(self, machine: Machine, node: Node, how: str) -> None:
+    def ended(self, machine: Machine, node: GossipNode, how: str) -> None:
         """What a process has left on the disk fits its quota too."""
         self._check_store(machine, node)
 
@@ -69,12 +69,12 @@ class Bounded(Watcher):
         for machine, node in self.running():
             self._check_store(machine, node)
 
-    def _check_store(self, machine: Machine, node: Node) -> None:
+    def _check_store(self, machine: Machine, node: GossipNode) -> None:
         stored = sum(map(len, machine.disk.files_in(FOLDER).values()))
         if stored > node.store._quota_bytes:
             self.fail(f"bytes in {FOLDER}/: more than {node.store._quota_bytes}", machine.number)
 
-    def _measures(self, machine: Machine, node: Node) -> Iterator[tuple[str, int, int]]:
+    def _measures(self, machine: Machine, node: GossipNode) -> Iterator[tuple[str, int, int]]:
         """(what, how much, at most)."""
         limits, transport, merger = node.limits, node.runtime.transport, node.merger
         peers = len(transport.peers())
@@ -103,7 +103,7 @@ class Bounded(Watcher):
         yield "snapshots pinned", pins["snapshot"], snapshots + 1
         yield "snapshots kept", sum(map(len, node.snapshots._kept.values())), snapshots + 1
 
-    def _pins(self, node: Node) -> set[str]:
+    def _pins(self, node: GossipNode) -> set[str]:
         return {owner for held in node.store._held.values() for owner in held.owners}
 
 
@@ -128,7 +128,7 @@ class Leaks(Watcher):
         self._lives: dict[int, _Life] = {}
         self._ended: list[_Life] = []
 
-    def attach(self, machine: Machine, node: Node) -> None:
+    def attach(self, machine: Machine, node: GossipNode) -> None:
         """See whether a life goes on."""
         life = self._lives[machine.number] = _Life(machine.number, node.runtime.transport)
 
@@ -141,7 +141,7 @@ class Leaks(Watcher):
 
         self.watch(node, "run", begun, raised=over)
 
-    def ended(self, machine: Machine, node: Node, how: str) -> None:
+    def ended(self, machine: Machine, node: GossipNode, how: str) -> None:
         """It is looked for a little later: what is cancelled still has to come to its end."""
         life = self._lives.pop(machine.number)
         life.ended_s = trio.current_time()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from netsim.checkers.base import Machine, Report, Watcher, World
-from node.node import Node
+from node.gossip_node import GossipNode
 from p2p.transport import PeerId
 
 GRAVE = ("hash", "signature", "malformed", "equivocation", "non-finite", "shape", "oversized", "wrong-run")
@@ -26,7 +26,7 @@ class HonestNotBanned(Watcher):
         super().__init__(world, report)
         self._settlers: dict[int, Callable[[], None]] = {}
 
-    def attach(self, machine: Machine, node: Node) -> None:
+    def attach(self, machine: Machine, node: GossipNode) -> None:
         """See every offence that is noted, and every ban."""
         ledger = node.ledger
         noted: list[tuple[PeerId, Any]] = []

@@ -11,7 +11,7 @@ from blake3 import blake3
 
 from netsim.checkers.base import Machine, Report, Watcher, World
 from node.checkpoints import FOLDER, NAME, Checkpoint
-from node.node import Node
+from node.gossip_node import GossipNode
 
 REMEMBERED = 4
 """Checkpoints of each machine that are remembered: more than are kept."""
@@ -38,7 +38,7 @@ class CheckpointsHold(Watcher):
         self._durable: dict[int, list[Generation]] = {}
         """By machine, the newest last."""
 
-    def attach(self, machine: Machine, node: Node) -> None:
+    def attach(self, machine: Machine, node: GossipNode) -> None:
         """See what is reported durable, and what is loaded."""
         durable = self._durable.setdefault(machine.number, [])
 
@@ -55,7 +55,7 @@ class CheckpointsHold(Watcher):
         self.after(node.checkpoints, "save", saved)
         self.after(node.checkpoints, "load", loaded)
 
-    def ended(self, machine: Machine, node: Node, how: str) -> None:
+    def ended(self, machine: Machine, node: GossipNode, how: str) -> None:
         """The disk, right after the process."""
         self._check_disk(machine)
 

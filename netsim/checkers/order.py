@@ -14,8 +14,8 @@ from gossip.merge_record import Link, electorate
 from gossip.messages import Ballot, Heartbeat, MergeRecord, Message, Notice
 from gossip.store import FOLDER
 from netsim.checkers.base import Machine, Report, Watcher, World, short
+from node.gossip_node import GossipNode
 from node.life import PATH as NODE_STATE
-from node.node import Node
 from p2p.transport import PeerId
 
 LINKS_KEPT = 32
@@ -38,7 +38,7 @@ class Monotonic(Watcher):
         self._in_life: dict[int, tuple[int, int, int]] = {}
         self._said: dict[int, tuple[int, ...]] = {}
 
-    def attach(self, machine: Machine, node: Node) -> None:
+    def attach(self, machine: Machine, node: GossipNode) -> None:
         """A new life: its incarnation, what it says, what it hears and what it has kept of the chain."""
         number = machine.number
         self._in_life.pop(number, None)
@@ -77,11 +77,11 @@ class Monotonic(Watcher):
         for machine, node in self.running():
             self._check_life(machine, node)
 
-    def ended(self, machine: Machine, node: Node, how: str) -> None:
+    def ended(self, machine: Machine, node: GossipNode, how: str) -> None:
         """What the next life must not fall short of."""
         self._check_life(machine, node)
 
-    def _check_life(self, machine: Machine, node: Node) -> None:
+    def _check_life(self, machine: Machine, node: GossipNode) -> None:
         number = machine.number
         now = node.trainer.step, node.rounds.points_passed, node.merger.head_participants
         before = self._in_life.get(number, now)
@@ -99,7 +99,7 @@ class Monotonic(Watcher):
             self.fail(f"published {now} (step, tokens, participants, leaving) after {before}", number)
         self._said[number] = now
 
-    def _check_chain(self, machine: Machine, node: Node) -> None:
+    def _check_chain(self, machine: Machine, node: GossipNode) -> None:
         held, before = node.merger.head_participants, self._participants.get(machine.number, 0)
         if held < before and not damaged_under(machine, "merges/"):
             self.fail(f"came back with {held} participants in its chain, had {before}", machine.number)
@@ -124,7 +124,7 @@ class Agreement(Watcher):
         self._words: OrderedDict[tuple[int, bytes], AcceptorState] = OrderedDict()
         """(machine, parent) -> what was promised and accepted last."""
 
-    def attach(self, machine: Machine, node: Node) -> None:
+    def attach(self, machine: Machine, node: GossipNode) -> None:
         """See every record that is held as committed, and every word this member gives."""
         chain = node.merger._chain
 

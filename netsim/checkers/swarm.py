@@ -11,7 +11,7 @@ from gossip.members import SUSPECT_S_MAX, heartbeat_interval_s
 from gossip.merge_record import quorum
 from netsim.checkers.anchors import hash_of
 from netsim.checkers.base import Machine, Report, Watcher, World, is_calm, short
-from node.node import Node
+from node.gossip_node import GossipNode
 from p2p.transport import PeerId
 
 SETTLED_S = 60.0
@@ -44,12 +44,12 @@ class Membership(Watcher):
         self._unseen_since_s: dict[tuple[int, int], float] = {}
         self._first = 0
 
-    def attach(self, machine: Machine, node: Node) -> None:
+    def attach(self, machine: Machine, node: GossipNode) -> None:
         """A machine is on."""
         self._up_since_s[machine.number] = node.began_s
         self._off_since_s.pop(machine.number, None)
 
-    def ended(self, machine: Machine, node: Node, how: str) -> None:
+    def ended(self, machine: Machine, node: GossipNode, how: str) -> None:
         """A machine is off."""
         self._up_since_s.pop(machine.number, None)
         self._off_since_s[machine.number] = math.inf
@@ -87,8 +87,8 @@ class Membership(Watcher):
                 )
 
     def _observers(
-        self, settled: list[tuple[Machine, Node]], *, round_number: int
-    ) -> list[tuple[Machine, Node]]:
+        self, settled: list[tuple[Machine, GossipNode]], *, round_number: int
+    ) -> list[tuple[Machine, GossipNode]]:
         """Whose view is looked at; the same ones for as long as a round takes."""
         if len(settled) <= OBSERVERS_MAX:
             return settled
@@ -157,28 +157,28 @@ class AgreementAtTheEnd(Watcher):
         if self.world.core and not self._agreed:
             self.fail(f"the core never agreed: {self._views(self._core())}")
 
-    def _core(self) -> list[tuple[Machine, Node]]:
+    def _core(self) -> list[tuple[Machine, GossipNode]]:
         return [(machine, node) for machine, node in self.running() if machine.number in self.world.core]
 
-    def _views(self, core: list[tuple[Machine, Node]]) -> str:
+    def _views(self, core: list[tuple[Machine, GossipNode]]) -> str:
         heads = (
             f"{machine.number} {node.merger.head_height}:{short(node.merger.head)}" for machine, node in core
         )
         return ", ".join(heads) or "none of it runs"
 
 
-def held(node: Node) -> tuple[bytes, bytes]:
+def held(node: GossipNode) -> tuple[bytes, bytes]:
     """The head of a node's chain and the hash of its anchor, empty before the first."""
     anchor = node.merge_host.anchor
     return node.merger.head, b"" if anchor is None else hash_of(anchor)
 
 
-def wants_merge(nodes: list[Node]) -> bool:
+def wants_merge(nodes: list[GossipNode]) -> bool:
     """Whether any of them waits for a merge."""
     return any(node.merger._turns._wanted_s < math.inf for node in nodes)
 
 
-def has_quorum(nodes: list[Node]) -> bool:
+def has_quorum(nodes: list[GossipNode]) -> bool:
     """Whether most members with a voice in the next link, as the best head says, are among them."""
     running = {node.local for node in nodes}
     best = max(nodes, key=lambda node: (node.merger.head_participants, node.merger.head))

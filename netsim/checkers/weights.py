@@ -12,8 +12,8 @@ from gossip.messages import ShardRef
 from gossip.store import FOLDER
 from netsim.checkers.anchors import name_of
 from netsim.checkers.base import Machine, Report, Watcher, World, short
+from node.gossip_node import GossipNode
 from node.merge_host import Adoption
-from node.node import Node
 
 
 class Finite(Watcher):
@@ -25,7 +25,7 @@ class Finite(Watcher):
     name = "finite"
     every_s = 5.0
 
-    def attach(self, machine: Machine, node: Node) -> None:
+    def attach(self, machine: Machine, node: GossipNode) -> None:
         """See every write."""
         trainer = node.trainer
 
@@ -62,7 +62,7 @@ class Hashes(Watcher):
         self._sound: dict[tuple[int, str], bytes] = {}
         """The bytes of each file when it was last found whole; other bytes under its name are looked at anew."""
 
-    def attach(self, machine: Machine, node: Node) -> None:
+    def attach(self, machine: Machine, node: GossipNode) -> None:
         """See what fetches and the store return."""
 
         def fetched(data: bytes, ref: ShardRef, *_: object, **__: object) -> None:
@@ -76,7 +76,7 @@ class Hashes(Watcher):
         self.after(node.fetcher, "fetch", fetched)
         self.after(node.store, "get", got)
 
-    def ended(self, machine: Machine, node: Node, how: str) -> None:
+    def ended(self, machine: Machine, node: GossipNode, how: str) -> None:
         """What lies on the disk of a machine that stopped."""
         self._check_files(machine)
 

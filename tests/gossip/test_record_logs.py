@@ -293,13 +293,13 @@ def test_a_clock_from_the_future_waits_for_it() -> None:
 def test_a_clock_that_flies_holds_up_nobody_else_and_fills_no_memory() -> None:
     table = logs()
     before = None
-    for number in range(40):
+    offered = []
+    for _ in range(40):
         packed = make(RUN, SIGNERS[0], before, 1, 10**9, b"\1")
-        offered = table.offer(packed)
-        if offered is Offer.WAITING:
-            break
         before = check(RUN, packed, parse(packed), before, RULES, SIGNERS[0])
-    assert number == 16
+        offered.append(table.offer(packed))
+    assert offered[:17] == [Offer.ACCEPTED] * 16 + [Offer.WAITING]
+    assert Offer.ACCEPTED not in offered[16:]
     table.offer(make(RUN, SIGNERS[1], None, 1, 0, b"\1\2\3"))
     assert table.records == 3
 

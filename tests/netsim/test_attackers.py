@@ -24,7 +24,7 @@ from netsim.determinism import SimClock, deterministic_scheduling
 from netsim.network import open_sim_network
 from netsim.quadratic import Quadratic, QuadraticProblem
 from netsim.world import LearnerFactory, Machine, World
-from node.node import Node
+from node.gossip_node import GossipNode
 from p2p.codec import decode
 from tests.netsim.test_world import anchors, finished, until
 from training.run_spec import RunSpec, parse_run_spec, run_id
@@ -79,7 +79,7 @@ async def attack(world: World, name: str) -> Machine:
     return mallory
 
 
-def refusals(nodes: list[Node]) -> Counter[str]:
+def refusals(nodes: list[GossipNode]) -> Counter[str]:
     return sum((node.ledger.refusals for node in nodes), start=Counter())
 
 

@@ -17,7 +17,7 @@ from netsim.registry import parse_scenario, with_changes
 from netsim.results import Event, Sample, SeedResult
 from netsim.runner import fitted, plan, run_seed
 from netsim.scenario import Scenario
-from node.node import Node
+from node.gossip_node import GossipNode
 from p2p.transport import PeerId
 
 Line = Sample | Event | SeedResult
@@ -168,11 +168,11 @@ def test_a_replay_up_to_a_time_is_the_same_story_without_its_end() -> None:
     assert len(events(later, "phase")) == 1
 
 
-def ends_with(error: Exception) -> Callable[[Node], Awaitable[None]]:
+def ends_with(error: Exception) -> Callable[[GossipNode], Awaitable[None]]:
     """A part of a node that fails, on the second machine to be switched on, five seconds into its life."""
-    begun: list[Node] = []
+    begun: list[GossipNode] = []
 
-    async def beat(node: Node) -> None:
+    async def beat(node: GossipNode) -> None:
         begun.append(node)
         mine = len(begun)
         await trio.sleep(5)
@@ -184,7 +184,7 @@ def ends_with(error: Exception) -> Callable[[Node], Awaitable[None]]:
 
 
 def test_a_node_that_raises_is_a_failure_with_its_machine_time_and_place() -> None:
-    with patch.object(Node, "_beat", ends_with(ZeroDivisionError("it is zero"))):
+    with patch.object(GossipNode, "_beat", ends_with(ZeroDivisionError("it is zero"))):
         lines = lines_of(scenario())
     result = result_of(lines)
     assert result.verdict == "failed"
@@ -198,13 +198,13 @@ def test_a_node_that_raises_is_a_failure_with_its_machine_time_and_place() -> No
 
 
 def test_what_a_node_logs_as_an_error_is_a_failure() -> None:
-    async def beat(node: Node) -> None:
+    async def beat(node: GossipNode) -> None:
         await trio.sleep(3)
         structlog.get_logger().error("beyond repair", part="heart")
         logging.getLogger("p2p.somewhere").error("%s broke", "stream", exc_info=ValueError("by itself"))
         await trio.sleep_forever()
 
-    with patch.object(Node, "_beat", beat):
+    with patch.object(GossipNode, "_beat", beat):
         result = result_of(lines_of(scenario()))
     found = {(failure.checker, failure.what) for failure in result.failures}
     assert ("log", "beyond repair: {'part': 'heart'}") in found
@@ -213,12 +213,12 @@ def test_what_a_node_logs_as_an_error_is_a_failure() -> None:
 
 
 def test_warnings_are_no_failures_and_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
-    async def beat(node: Node) -> None:
+    async def beat(node: GossipNode) -> None:
         structlog.get_logger().warning("a problem")
         logging.getLogger("p2p").warning("a problem")
         await trio.sleep_forever()
 
-    with patch.object(Node, "_beat", beat):
+    with patch.object(GossipNode, "_beat", beat):
         assert "log" not in {
             failure.checker for failure in result_of(lines_of(scenario(), until_s=2)).failures
         }
@@ -233,12 +233,12 @@ def test_logging_is_as_it_was_afterwards() -> None:
 
 
 def test_no_more_failures_are_told_than_people_read() -> None:
-    async def beat(node: Node) -> None:
+    async def beat(node: GossipNode) -> None:
         for number in range(100):
             structlog.get_logger().error(f"error {number}")
         await trio.sleep_forever()
 
-    with patch.object(Node, "_beat", beat):
+    with patch.object(GossipNode, "_beat", beat):
         assert len(result_of(lines_of(scenario())).failures) == runner.FAILURES_TOLD
 
 
@@ -323,9 +323,9 @@ undiallable = 0.5
 def test_a_topology_says_who_mixes_with_whom() -> None:
     def partners(topology: str) -> set[tuple[int, int]]:
         met: set[tuple[int, int]] = set()
-        honest = Node._may_mix_with
+        honest = GossipNode._may_mix_with
 
-        def seen(node: Node, peer: PeerId) -> bool:
+        def seen(node: GossipNode, peer: PeerId) -> bool:
             may = honest(node, peer)
             if may:
                 met.add((numbers[node.local], numbers[peer]))
@@ -335,7 +335,7 @@ def test_a_topology_says_who_mixes_with_whom() -> None:
         stub = runner._stub_signer
         for number in range(6):
             numbers[stub(1, number).peer] = number
-        with patch.object(Node, "_may_mix_with", seen):
+        with patch.object(GossipNode, "_may_mix_with", seen):
             lines_of(scenario(nodes=5, topology=topology))
         return met
 

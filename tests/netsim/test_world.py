@@ -14,7 +14,7 @@ from trio.testing import MockClock
 
 from netsim.world import World, open_world
 from node.describe import describe
-from node.node import Node
+from node.gossip_node import GossipNode
 from training.data import Corpus
 from training.merge_math import weights_hash
 from training.run_spec import parse_run_spec
@@ -60,15 +60,15 @@ async def until(condition: Callable[[], bool], *, seconds: float) -> float:
     return trio.current_time() - began_s
 
 
-def finished(nodes: list[Node]) -> bool:
+def finished(nodes: list[GossipNode]) -> bool:
     return all(node.phase == "finished" and node.merges.last is not None for node in nodes)
 
 
-def anchors(nodes: list[Node]) -> set[str]:
+def anchors(nodes: list[GossipNode]) -> set[str]:
     return {node.merges.last.weights_hash for node in nodes if node.merges.last is not None}
 
 
-def live(world: World) -> list[Node]:
+def live(world: World) -> list[GossipNode]:
     return [machine.node for machine in world.machines if machine.node is not None]
 
 

@@ -14,7 +14,7 @@ import trio
 from netsim.injection import Moment, StepCounter, at_operation
 from netsim.network import SimHost
 from netsim.world import Machine, World
-from node.node import Node
+from node.gossip_node import GossipNode
 from tests.netsim.checked_world import simulate
 from training.run_spec import parse_run_spec
 
@@ -177,7 +177,7 @@ def switch_on(world: World, machine: Machine) -> None:
     world.switch_on(machine.number, bootstrap=(0,) if machine.number else (1,))
 
 
-def nodes_of(world: World) -> list[Node]:
+def nodes_of(world: World) -> list[GossipNode]:
     """The nodes that run now."""
     return [machine.node for machine in world.machines if machine.node is not None]
 
@@ -193,7 +193,7 @@ def all_done(world: World) -> bool:
     )
 
 
-def state_of(node: Node) -> str:
+def state_of(node: GossipNode) -> str:
     """Where a node is, for people."""
     return (
         f"{node.phase} at step {node.trainer.step}, height {node.merger.head_height} {node.current_problem()}"

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from netsim.world import World
-from node.node import Node
+from node.gossip_node import GossipNode
 from tests.sim.deaths import VERBS, Death, Story, live, with_patience_lost
 
 SAMPLED = 24
@@ -46,13 +46,13 @@ def test_a_time_limit_can_be_up_at_any_step(undisturbed: Story) -> None:
 
 
 def test_a_task_that_does_not_end_is_found() -> None:
-    async def beat_on(node: Node) -> None:
+    async def beat_on(node: GossipNode) -> None:
         while True:
             with trio.CancelScope(shield=True):
                 await trio.sleep(1.0)
             await trio.lowlevel.checkpoint()
 
-    with patch.object(Node, "_beat", beat_on):
+    with patch.object(GossipNode, "_beat", beat_on):
         wrong = live(Death(World.kill, step=100)).wrong
     assert any("beat_on lives on" in what for what in wrong)
 

@@ -121,7 +121,9 @@ def test_neighbouring_words_are_not_alike() -> None:
 
 def test_keys_that_are_nearly_the_same_give_different_signs() -> None:
     """No hash gives such keys; a generator that tells even them apart tells all others apart."""
-    near = signs([(start, step) for start in (0, 1) for step in (OWN_STEP, OWN_STEP + 2, OWN_STEP - 2)], WORDS)
+    near = signs(
+        [(start, step) for start in (0, 1) for step in (OWN_STEP, OWN_STEP + 2, OWN_STEP - 2)], WORDS
+    )
     correlations = (near @ near.T / math.sqrt(SIGNS)).triu(diagonal=1)
     assert correlations.abs().max() < 5
 

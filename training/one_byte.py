@@ -1,0 +1,163 @@
+"""A model that learns from bytes: its state, what its own batches say about directions, and what records do to it.
+
+Owns one node's integer state, the float weights that derive from it, and the probes on its own data. The state is a
+pure function of the base weights and the set of records that were applied, whoever made them and in whatever order they
+came (``training.integer_state``); probing never touches it. Not thread-safe: the caller runs one method at a time. It
+never waits, never looks at a clock and knows no peers, only the names of logs.
+
+Relies on: a record is applied once, and taken back only after that.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from training.byte_code import encode, rate_units
+from training.directions import Key, KeySequence
+from training.evaluation import held_out_accuracy, held_out_loss
+from training.integer_state import IntegerState, Move
+from training.probing import Prober
+from training.run_spec import OneByteSpec, RunSpec
+from training.tasks import Task
+
+POOL = b"pool"
+"""Stands in the place of a log for the directions that all share; no log has so short a name."""
+
+SEQUENCES_KEPT = 4096
+"""Logs whose keys need not be derived again."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordRun:
+    """Consecutive records of one log, made at one clock."""
+
+    log: bytes
+    first: int
+    """Sequence number of the first."""
+    clock: int
+    records: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """What a step of probes gave: a byte for each, and the mean of the losses they saw."""
+
+    records: bytes
+    loss: float
+
+
+class OneByteLearner:
+    """One node's model in one-byte mode. ``step`` counts the minibatches it has probed on since the run began."""
+
+    def __init__(self, spec: RunSpec, task: Task, *, run: bytes, base: Mapping[str, Tensor]) -> None:
+        """``base``: fp32 weights of the model, by name. Raises ValueError when they are not those of it, or none is
+        trained."""
+        assert spec.one_byte is not None
+        self.spec = spec
+        self.step = 0
+        self.tokens = 0
+        self._one_byte: OneByteSpec = spec.one_byte
+        self._run = run
+        self._task = task
+        self._rate = rate_units(self._one_byte.step_size, self._one_byte.clip)
+        self._sequences: dict[bytes, KeySequence] = {}
+        self._pool = KeySequence(run, POOL)
+        parameters = dict(task.model.named_parameters())
+        _check_base(base, {name: tuple(parameter.shape) for name, parameter in parameters.items()})
+        trained = {name: base[name] for name in parameters if self._is_trained(name)}
+        if not trained:
+            raise ValueError(f"no parameter has a name like {', '.join(self._one_byte.trained)}")
+        device = next(iter(parameters.values())).device
+        self.state = IntegerState.rounded(trained, device)
+        self._weights = torch.empty(self.state.grid.size, device=device)
+        views = self.state.grid.views(self._weights)
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(False)
+            if name in views:
+                parameter.data = views[name]
+            else:
+                parameter.data.copy_(base[name])
+        self.state.derive(self._weights)
+        self._prober = Prober(task.model, self.state.grid, self._weights)
+
+    def _is_trained(self, name: str) -> bool:
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self._one_byte.trained)
+
+    # --- records --------------------------------------------------------------------------------------------------
+
+    def probe(self, log: bytes, first: int) -> Probed:
+        """Probe the next minibatch: ``probes`` records, from number ``first`` of ``log`` on. Applies none of them."""
+        inputs, targets = self._task.batch(self.step)
+        losses: list[float] = []
+
+        def loss() -> Tensor:
+            logits = self._task.model(inputs)
+            value = F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten())
+            losses.append(value.item())
+            return value
+
+        spec = self._one_byte
+        slopes = [
+            self._prober.slope(loss, self._key(log, first + number), spec.epsilon)
+            for number in range(spec.probes)
+        ]
+        self.step += 1
+        self.tokens += self._task.batch_tokens
+        return Probed(
+            bytes(encode(slope, spec.clip, spec.table) for slope in slopes), sum(losses) / len(losses)
+        )
+
+    def apply(self, come: Sequence[RecordRun], gone: Sequence[RecordRun] = ()) -> None:
+        """Let the records of ``come`` move the weights, and take back those of ``gone``."""
+        self.state.add([move for run in come for move in self._moves(run)], self._one_byte.table)
+        self.state.subtract([move for run in gone for move in self._moves(run)], self._one_byte.table)
+        self.state.derive(self._weights)
+
+    def _moves(self, run: RecordRun) -> list[Move]:
+        rate = self._rate >> bisect_right(self._one_byte.halvings, run.clock)
+        return [
+            Move(self._key(run.log, run.first + number), byte, rate)
+            for number, byte in enumerate(run.records)
+        ]
+
+    def _key(self, log: bytes, number: int) -> Key:
+        sequence = self._sequences.get(log)
+        if sequence is None:
+            if len(self._sequences) >= SEQUENCES_KEPT:
+                self._sequences.clear()
+            sequence = self._sequences[log] = KeySequence(self._run, log)
+        if not self._one_byte.pool:
+            return sequence.key(number)
+        # A log goes through the pool in an order of its own: which direction it takes is as random as its keys.
+        return self._pool.key(sequence.key(number)[0] % self._one_byte.pool)
+
+    # --- use ------------------------------------------------------------------------------------------------------
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights that the model has now, by name: views, of which nothing may be changed."""
+        return {name: parameter.data for name, parameter in self._task.model.named_parameters()}
+
+    def evaluate(self, *, bytes_max: int | None = None) -> float:
+        """Held-out loss of the weights, in fp32."""
+        return held_out_loss(self._task, self.weights(), bytes_max)
+
+    def accuracy(self) -> float:
+        """The share of held-out targets that the weights find likeliest."""
+        return held_out_accuracy(self._task, self.weights())
+
+
+def _check_base(base: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    for name in sorted(base.keys() ^ shapes.keys()):
+        raise ValueError(f"the base {'lacks' if name in shapes else 'has a tensor'} {name}")
+    for name, shape in shapes.items():
+        if tuple(base[name].shape) != shape:
+            raise ValueError(f"{name} has shape {tuple(base[name].shape)} in the base, {shape} in the model")
+        if base[name].dtype != torch.float32:
+            raise ValueError(f"{name} is {base[name].dtype} in the base, and must be torch.float32")
