@@ -22,6 +22,8 @@ SYNC_PROTOCOL = ProtocolName("/gossamer/sync/1")
 SHARD_PROTOCOL = ProtocolName("/gossamer/shard/1")
 SNAPSHOT_PROTOCOL = ProtocolName("/gossamer/snapshot/1")
 MERGE_PROTOCOL = ProtocolName("/gossamer/merge/1")
+LOG_PROTOCOL = ProtocolName("/gossamer/log/1")
+LOG_SYNC_PROTOCOL = ProtocolName("/gossamer/log-sync/1")
 
 Hash = Annotated[bytes, Meta(min_length=32, max_length=32)]
 """A BLAKE3-256 digest."""
@@ -228,6 +230,75 @@ class NextBatchClaim(Message, frozen=True):
     previous: Hash
     clock: Count
     records: Records
+
+
+PackedBatch = Annotated[bytes, Meta(min_length=1, max_length=PACKED_BATCH_BYTES_MAX)]
+"""The canonical bytes of a FirstBatch or a NextBatch: they are passed on as they came."""
+
+LOG_NAME_BYTES = 16
+BATCHES_PER_MESSAGE_MAX = 1024
+LOGS_MAX = 1 << 14
+"""Logs ever opened in a run: their heads fit into one message."""
+
+LogName = Annotated[bytes, Meta(min_length=LOG_NAME_BYTES, max_length=LOG_NAME_BYTES)]
+LogNames = Annotated[bytes, Meta(min_length=LOG_NAME_BYTES, max_length=64 * LOG_NAME_BYTES)]
+"""One or more, one after the other."""
+
+
+class Push(Message, frozen=True):
+    """Batches that are news to the sender, each after the one before it in its log. Travels on a stream that stays."""
+
+    batches: Annotated[list[PackedBatch], Meta(min_length=1, max_length=BATCHES_PER_MESSAGE_MAX)]
+
+
+class Quiet(Message, frozen=True):
+    """Others bring me these logs sooner: do not push them to me any more."""
+
+    logs: LogNames
+
+
+class Loud(Message, frozen=True):
+    """Push these logs to me again."""
+
+    logs: LogNames
+
+
+class Compare(Message, frozen=True):
+    """I have heard more than what I pushed: ask me, unless you know a version vector of this digest."""
+
+    digest: Hash
+
+
+class WantHeads(Message, frozen=True):
+    """Ask how far each log goes; ``digest`` is that of the asker's own answer."""
+
+    digest: Hash
+
+
+HEAD_ROW_BYTES = LOG_NAME_BYTES + 8 + 32 + 1
+
+
+class Heads(Message, frozen=True):
+    """A version vector, or nothing if its BLAKE3 digest is the one that was named.
+
+    A row for each log, ascending: its name; its batches, 8 bytes big-endian; the name of the last one, zeros when
+    there is none; 1 if the log is forked there, else 0.
+    """
+
+    rows: Annotated[bytes, Meta(max_length=LOGS_MAX * HEAD_ROW_BYTES)]
+
+
+class WantBatches(Message, frozen=True):
+    """Ask for what goes on, in one log, from the last batch of it among ``names``; for all of it if none is held."""
+
+    log: LogName
+    names: Annotated[list[Hash], Meta(max_length=64)]
+
+
+class Batches(Message, frozen=True):
+    """What was asked for, in order, as much as fits. Where the log is forked, the proof comes last: two batches."""
+
+    batches: Annotated[list[PackedBatch], Meta(max_length=BATCHES_PER_MESSAGE_MAX)]
 
 
 # --- shards: pulled by content, in chunks --------------------------------------------------------------------

@@ -16,6 +16,7 @@ from blake3 import blake3
 from msgspec.structs import replace
 
 from gossip.messages import (
+    LOG_NAME_BYTES,
     PACKED_BATCH_BYTES_MAX,
     FirstBatch,
     FirstBatchClaim,
@@ -28,7 +29,6 @@ from p2p.identity import Signer
 from p2p.transport import PeerId
 
 PURPOSE = "gossamer/batch/1"
-LOG_NAME_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,22 +24,24 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from blake3 import blake3
 
-from gossip.messages import FirstBatch
+from gossip.messages import BATCHES_PER_MESSAGE_MAX, HEAD_ROW_BYTES, LOG_NAME_BYTES, LOGS_MAX, FirstBatch
 from gossip.record_batches import Batch, LogRules, check, log_name, name_of, parse
+from p2p.errors import MalformedMessage
 from p2p.identity import Signer
 from p2p.transport import PeerId
 
-LOGS_MAX = 1 << 16
-"""Logs ever opened in a run. Beyond it no new one is taken, and the run should go on from a snapshot of its own."""
-
 WAITING_PER_LOG_MAX = 16
 """Batches of one log that are held although they do not count yet; the rest is asked for when they do."""
+
+
+_ROW = struct.Struct(f">{LOG_NAME_BYTES}sQ32sB")
 
 
 class Offer(StrEnum):
@@ -107,36 +109,40 @@ class RecordLogs:
 
     # --- what is offered ----------------------------------------------------------------------------------------
 
-    def offer(self, packed: bytes) -> Offer:
-        """Hold a batch from anywhere, if it belongs here. Raises InvalidBatch for one that is valid nowhere."""
+    def offer(self, packed: bytes) -> tuple[Offer, bytes]:
+        """Hold a batch from anywhere, if it belongs here; returns also the name of its log, where that can be told.
+
+        Raises InvalidBatch for one that is valid nowhere.
+        """
         message = parse(packed)
-        if name_of(self._run, message) in self._batches:
-            return Offer.KNOWN
+        held = self._batches.get(name_of(self._run, message))
+        if held is not None:
+            return Offer.KNOWN, held.log
         before = None
         if isinstance(message, FirstBatch):
             log = self._logs.get(log_name(self._run, PeerId(message.author), message.incarnation))
             if log is None and len(self._logs) >= LOGS_MAX:
-                return Offer.FULL
+                return Offer.FULL, b""
         else:
             before = self._batches.get(message.previous)
             if before is None:
-                return Offer.ORPHAN
+                return Offer.ORPHAN, b""
             log = self._logs[before.log]
         place = 0 if before is None else before.number + 1
         if log is not None and place == len(log.chain):
             if log.rivals is not None:
-                return Offer.KNOWN
+                return Offer.KNOWN, log.name
             if len(log.chain) - log.counting >= WAITING_PER_LOG_MAX:
-                return Offer.WAITING
+                return Offer.WAITING, log.name
         batch = check(self._run, packed, message, before, self._rules, self._signer)
         if log is None:
             self._open(batch)
         elif place < len(log.chain):
             self._cut(log, place, batch)
-            return Offer.FORK
+            return Offer.FORK, log.name
         else:
             self._extend(log, batch)
-        return Offer.ACCEPTED
+        return Offer.ACCEPTED, batch.log
 
     def _open(self, batch: Batch) -> None:
         log = _Log(batch.log, batch.author, batch.incarnation, [batch])
@@ -235,6 +241,19 @@ class RecordLogs:
         """The version vector: every log, by name. Tables with equal vectors hold the same and count the same."""
         return [self._head(log) for _, log in sorted(self._logs.items())]
 
+    def lacks(self, head: Head) -> bool:
+        """Whether another table with this ``head`` holds something that this one does not."""
+        held = self._logs.get(head.log)
+        if held is None:
+            return True
+        if head.forked and (held.rivals is None or head.number < len(held.chain)):
+            return True
+        if held.rivals is not None and head.number > len(held.chain):
+            return (
+                False  # what goes on after a fork counts nowhere; it is the other side that lacks the proof
+            )
+        return head.number > 0 and head.name not in self._batches
+
     def head(self, log: bytes) -> Head | None:
         """How far one log goes."""
         held = self._logs.get(log)
@@ -243,6 +262,11 @@ class RecordLogs:
     def _head(self, log: _Log) -> Head:
         name = log.chain[-1].name if log.chain else bytes(32)
         return Head(log.name, len(log.chain), name, log.rivals is not None)
+
+    def proof(self, log: bytes) -> tuple[PeerId, tuple[bytes, ...]]:
+        """The author of a log, and the two batches that prove it forked, or none."""
+        held = self._logs[log]
+        return held.author, held.rivals or ()
 
     def last(self, log: bytes) -> Batch | None:
         """The last batch of a log: what its author goes on from."""
@@ -266,7 +290,8 @@ class RecordLogs:
         packed = [batch.packed for batch in held.chain[common + 1 :]]
         packed += held.rivals or ()
         sizes = itertools.accumulate(map(len, packed))
-        return [item for item, size in zip(packed, sizes, strict=True) if size <= bytes_max]
+        some = [item for item, size in zip(packed, sizes, strict=True) if size <= bytes_max]
+        return some[:BATCHES_PER_MESSAGE_MAX]
 
     def skeleton(self, log: bytes) -> list[bytes]:
         """Names of batches from the last one back, ever further apart: enough to find where two histories part."""
@@ -276,9 +301,26 @@ class RecordLogs:
         back = [0, *(1 << exponent for exponent in range(len(held.chain).bit_length()))]
         return [held.chain[-1 - steps].name for steps in back if steps < len(held.chain)]
 
+    def rows(self) -> bytes:
+        """The version vector as it travels (``gossip.messages.Heads``)."""
+        return b"".join(
+            head.log + head.number.to_bytes(8, "big") + head.name + bytes([head.forked])
+            for head in self.heads()
+        )
+
     def digest(self) -> bytes:
         """BLAKE3 of the version vector, 32 bytes."""
-        hasher = blake3()
-        for head in self.heads():
-            hasher.update(head.log + head.number.to_bytes(8, "little") + head.name + bytes([head.forked]))
-        return hasher.digest()
+        return blake3(self.rows()).digest()
+
+
+def parse_rows(rows: bytes) -> list[Head]:
+    """The version vector in ``rows``. Raises MalformedMessage unless every row is whole, sound and in its place."""
+    if len(rows) % HEAD_ROW_BYTES:
+        raise MalformedMessage(f"{len(rows)} bytes of rows that take {HEAD_ROW_BYTES} each")
+    heads: list[Head] = []
+    for at in range(0, len(rows), HEAD_ROW_BYTES):
+        log, number, name, flag = _ROW.unpack_from(rows, at)
+        if flag > 1 or (number == 0 and not flag) or (heads and heads[-1].log >= log):
+            raise MalformedMessage("a version vector that no table has")
+        heads.append(Head(log, number, name, bool(flag)))
+    return heads

@@ -212,11 +212,11 @@ def batch_after(
 def test_a_log_grows_in_order_and_is_held_once() -> None:
     table = logs()
     first = batch_after(None, table, clock=0)
-    assert table.offer(first) is Offer.ACCEPTED
+    assert table.offer(first)[0] is Offer.ACCEPTED
     second = batch_after(first, table, clock=2)
-    assert logs().offer(second) is Offer.ORPHAN
-    assert table.offer(second) is Offer.ACCEPTED
-    assert table.offer(first) is Offer.KNOWN
+    assert logs().offer(second)[0] is Offer.ORPHAN
+    assert table.offer(second)[0] is Offer.ACCEPTED
+    assert table.offer(first)[0] is Offer.KNOWN
     assert table.records == 4
 
 
@@ -229,11 +229,11 @@ def test_a_fork_ends_a_log_before_it_and_takes_back_what_followed() -> None:
     third = batch_after(second, table, clock=3)
     table.offer(third)
     table.take_changes()
-    assert table.offer(rival) is Offer.FORK
+    assert table.offer(rival)[0] is Offer.FORK
     assert {batch.packed for batch in table.counting()} == {first}
     assert {batch.packed for batch in table.take_changes()[1]} == {second, third}
-    assert table.offer(second) is Offer.KNOWN
-    assert table.offer(third) is Offer.ORPHAN
+    assert table.offer(second)[0] is Offer.KNOWN
+    assert table.offer(third)[0] is Offer.ORPHAN
     assert [head.forked for head in table.heads()] == [True]
 
 
@@ -297,7 +297,7 @@ def test_a_clock_that_flies_holds_up_nobody_else_and_fills_no_memory() -> None:
     for _ in range(40):
         packed = make(RUN, SIGNERS[0], before, 1, 10**9, b"\1")
         before = check(RUN, packed, parse(packed), before, RULES, SIGNERS[0])
-        offered.append(table.offer(packed))
+        offered.append(table.offer(packed)[0])
     assert offered[:17] == [Offer.ACCEPTED] * 16 + [Offer.WAITING]
     assert Offer.ACCEPTED not in offered[16:]
     table.offer(make(RUN, SIGNERS[1], None, 1, 0, b"\1\2\3"))
