@@ -13,9 +13,11 @@ from gossip.log_spread import LogSpread
 from gossip.messages import (
     LOG_PROTOCOL,
     LOG_SYNC_PROTOCOL,
+    Batches,
     Heads,
     Push,
     Quiet,
+    WantBatches,
     WantHeads,
 )
 from gossip.record_batches import LogRules, make
