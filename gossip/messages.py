@@ -27,6 +27,8 @@ LOG_SYNC_PROTOCOL = ProtocolName("/gossamer/log-sync/1")
 
 Hash = Annotated[bytes, Meta(min_length=32, max_length=32)]
 """A BLAKE3-256 digest."""
+Digest = Annotated[bytes, Meta(max_length=32)]
+"""A BLAKE3-256 digest, or nothing."""
 Signature = Annotated[bytes, Meta(min_length=64, max_length=64)]
 PeerText = Annotated[str, Meta(min_length=40, max_length=64)]
 Address = Annotated[str, Meta(min_length=1, max_length=256)]
@@ -140,6 +142,12 @@ class Heartbeat(Message, frozen=True):
     """Participants accumulated over the whole branch: which branch wins when two meet."""
     leaving: bool
     """A goodbye: the member is shutting down on purpose."""
+    records: Count
+    """One-byte mode: records that count here; else 0."""
+    vector: Digest
+    """The digest of the version vector (Heads) that goes with ``records``; empty in gossip mode."""
+    state: Digest
+    """The state hash at that vector; empty where it was not worked out."""
 
 
 PACKED_NOTICE_BYTES_MAX = 16 << 10

@@ -278,6 +278,11 @@ class RecordLogs:
         for log in self._logs.values():
             yield from log.chain[: log.counting]
 
+    def batches(self) -> Iterator[Batch]:
+        """Every batch that is held, those of a log in order."""
+        for log in self._logs.values():
+            yield from log.chain
+
     def after(self, log: bytes, names: Sequence[bytes], bytes_max: int) -> list[bytes]:
         """What goes on from the last batch of ``log`` among ``names``: packed, in order, as much as fits.
 

@@ -59,9 +59,9 @@ class Learning:
 
     def started(self, machine: Machine) -> None:
         """A process was built."""
-        assert machine.node is not None
-        if machine.number not in self._beginnings and _labelled(machine.node):
-            self._beginnings[machine.number] = _variances(machine.node)
+        assert machine.gossip_node is not None
+        if machine.number not in self._beginnings and _labelled(machine.gossip_node):
+            self._beginnings[machine.number] = _variances(machine.gossip_node)
 
     def merge_due(self) -> None:
         """A scheduled merge has come due and changed nothing yet."""
@@ -98,7 +98,7 @@ class Learning:
         return figures
 
     def _up(self) -> list[GossipNode]:
-        return [machine.node for machine in self.world.up() if machine.node is not None]
+        return [machine.gossip_node for machine in self.world.up() if machine.gossip_node is not None]
 
     def _mean_model(self) -> tuple[Tensor, float]:
         """The mean of all live weights, in fp64, and the root mean square distance from it."""
@@ -107,7 +107,7 @@ class Learning:
         return mean, float((models - mean).square().sum(dim=1).mean().sqrt())
 
     def _look(self) -> Lesson | None:
-        nodes = [machine.node for machine in self.world.machines]
+        nodes = [machine.gossip_node for machine in self.world.machines]
         up = self._up()
         if not up or not all(map(_labelled, up)):
             return None

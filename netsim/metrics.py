@@ -80,7 +80,7 @@ class Metrics:
 
     def started(self, machine: Machine) -> None:
         """Listen to a new process."""
-        node = machine.node
+        node = machine.gossip_node
         assert node is not None
         if machine.number >= self.founders and machine.honest and machine.number not in self._newcomers:
             self._newcomers[machine.number] = _Newcomer(trio.current_time(), len(self.commits))
@@ -106,9 +106,9 @@ class Metrics:
 
     def stopped(self, machine: Machine, how: str) -> None:
         """Keep what a process counted."""
-        assert machine.node is not None
-        self._mixes += machine.node.exchanger.mixes
-        self._mixes_failed += machine.node.exchanger.mixes_failed
+        assert machine.gossip_node is not None
+        self._mixes += machine.gossip_node.exchanger.mixes
+        self._mixes_failed += machine.gossip_node.exchanger.mixes_failed
         self.tell("stop", [machine.number], how, None)
 
     def _members(self) -> dict[int, int]:
@@ -144,7 +144,7 @@ class Metrics:
     def sample(self, seed: int, variant: str) -> Sample:
         """The swarm now."""
         now_s = trio.current_time()
-        nodes = [machine.node for machine in self.world.machines]
+        nodes = [machine.gossip_node for machine in self.world.machines]
         up = [node for node in nodes if node is not None]
         bytes_sent = [machine.bytes_sent for machine in self.world.machines]
         elapsed_s = now_s - self._last_sample_s
@@ -180,7 +180,7 @@ class Metrics:
         """Figures by name (netsim/scenarios bounds some of them)."""
         now_s = trio.current_time()
         up = self.world.up()
-        nodes = [machine.node for machine in up if machine.node is not None]
+        nodes = [machine.gossip_node for machine in up if machine.gossip_node is not None]
         losses = [node.trainer.evaluate() for node in nodes]
         mixes = self._mixes + sum(node.exchanger.mixes for node in nodes)
         failed = self._mixes_failed + sum(node.exchanger.mixes_failed for node in nodes)

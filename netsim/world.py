@@ -11,7 +11,7 @@ import contextlib
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import trio
 from blake3 import blake3
@@ -24,12 +24,15 @@ from netsim.signer import StubSigner, machine_peer, world_key
 from node.costs import Costs
 from node.gossip_node import GossipNode
 from node.life import NodeState, begin_life
+from node.node import Node
+from node.one_byte_node import OneByteNode
 from node.runtime import NodeOptions, Runtime
 from p2p.identity import Identity, Signer
 from p2p.limits import DEFAULT_LIMITS, Limits
 from p2p.transport import PeerId
 from training.data import Corpus
 from training.learner import Learner
+from training.one_byte import RecordLearner
 from training.run_spec import RunSpec, run_id
 from training.trainer import Trainer
 
@@ -48,13 +51,13 @@ class Machine:
     disk: SimDisk
     compute: SimCompute
     costs: Costs
-    spoil: Callable[[GossipNode], None] | None = None
+    spoil: Callable[[Any], None] | None = None
     """Makes each node on it tell a lie (``netsim.attackers``)."""
     bootstrap: tuple[int, ...] = ()
     """The machines whose addresses each of its processes is given."""
     wanted: bool = False
     """Whether a process shall run here."""
-    node: GossipNode | None = None
+    node: Node | None = None
     """The process running now."""
     process: trio.CancelScope | None = None
     """Around the process, or around the wait for the next attempt to start it."""
@@ -68,6 +71,11 @@ class Machine:
     """When each life began."""
     bytes_sent_before: int = 0
     """By the processes before the one running now."""
+
+    @property
+    def gossip_node(self) -> GossipNode | None:
+        """The process running now, where the run is in gossip mode."""
+        return self.node if isinstance(self.node, GossipNode) else None
 
     @property
     def honest(self) -> bool:
@@ -87,6 +95,7 @@ class Machine:
 
 
 LearnerFactory = Callable[[Machine], Learner]
+RecordLearnerFactory = Callable[[Machine], RecordLearner]
 Eligible = Callable[[PeerId, PeerId], bool]
 """Whether the first may mix with the second."""
 
@@ -111,7 +120,7 @@ class World:
         *,
         spec: RunSpec,
         seed: int,
-        learners: LearnerFactory,
+        learners: LearnerFactory | RecordLearnerFactory,
         signer: Callable[[int, int], Signer] = lambda seed, number: StubSigner(
             machine_peer(seed, number), world_key(seed)
         ),
@@ -173,14 +182,14 @@ class World:
             self._nursery.start_soon(self._keep_running, machine, name=task_name(number))
         return machine.started
 
-    async def start(self, number: int, *, bootstrap: int | None = None) -> GossipNode:
+    async def start(self, number: int, *, bootstrap: int | None = None) -> Node:
         """Start the process of one machine and return its node; ``bootstrap`` is the machine it is told of."""
         await self.switch_on(number, bootstrap=None if bootstrap is None else (bootstrap,)).wait()
         node = self.machines[number].node
         assert node is not None
         return node
 
-    async def start_all(self) -> list[GossipNode]:
+    async def start_all(self) -> list[Node]:
         """Start every machine, the first one being everybody's bootstrap."""
         return [
             await self.start(machine.number, bootstrap=0 if machine.number else None)
@@ -265,7 +274,6 @@ class World:
 
     async def _run(self, machine: Machine, state: NodeState) -> None:
         peers = [self.machines[number].peer for number in machine.bootstrap]
-        eligible = self._eligible
         async with self.network.open_host(machine.peer) as transport:
             runtime = Runtime(
                 transport=transport,
@@ -277,25 +285,35 @@ class World:
                 costs=machine.costs,
             )
             machine.starts_s.append(trio.current_time())
-            machine.node = GossipNode(
-                runtime,
-                NodeOptions(
-                    agent="netsim",
-                    bootstrap=[f"{address_of(peer)}/p2p/{peer}" for peer in peers],
-                    store_bytes_max=machine.disk.capacity_bytes // 2,
-                    limits=self.network.limits,
-                ),
-                spec=self.spec,
-                trainer=self._learners(machine),
-                state=state,
-                eligible=(lambda peer: eligible(machine.peer, peer)) if eligible else None,
+            options = NodeOptions(
+                agent="netsim",
+                bootstrap=[f"{address_of(peer)}/p2p/{peer}" for peer in peers],
+                store_bytes_max=machine.disk.capacity_bytes // 2,
+                limits=self.network.limits,
             )
+            machine.node = self._build(machine, runtime, options, state)
             if machine.spoil is not None:
                 machine.spoil(machine.node)
             for observer in self.observers:
                 observer.started(machine)
             machine.started.set()
             await machine.node.run()
+
+    def _build(self, machine: Machine, runtime: Runtime, options: NodeOptions, state: NodeState) -> Node:
+        learner = self._learners(machine)
+        if self.spec.one_byte is not None:
+            return OneByteNode(
+                runtime, options, spec=self.spec, state=state, learner=cast(RecordLearner, learner)
+            )
+        eligible = self._eligible
+        return GossipNode(
+            runtime,
+            options,
+            spec=self.spec,
+            state=state,
+            trainer=cast(Learner, learner),
+            eligible=(lambda peer: eligible(machine.peer, peer)) if eligible else None,
+        )
 
 
 def task_name(machine: int) -> str:

@@ -254,6 +254,9 @@ class GossipNode(Node):
             head_participants=self.merger.head_participants,
             # A goodbye stands: who stops has a last checkpoint to write and merges to finish, and beats meanwhile.
             leaving=self._stopping.is_set(),
+            records=0,
+            vector=b"",
+            state=b"",
         )
 
     def _progress_of_alive(self) -> list[MemberProgress]:

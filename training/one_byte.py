@@ -14,24 +14,42 @@ import fnmatch
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
+import msgspec
 import torch
+from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional as F
 
 from training.byte_code import encode, rate_units
 from training.directions import Key, KeySequence
 from training.evaluation import held_out_accuracy, held_out_loss
+from training.export import read_safetensors
 from training.integer_state import IntegerState, Move
 from training.probing import Prober
 from training.run_spec import OneByteSpec, RunSpec
 from training.tasks import Task
+from training.trainer import Counter, bad_checkpoint
+
+CHECKPOINT_FORMAT = "one-byte-1"
 
 POOL = b"pool"
 """Stands in the place of a log for the directions that all share; no log has so short a name."""
 
 SEQUENCES_KEPT = 4096
 """Logs whose keys need not be derived again."""
+
+
+class _Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """The metadata of a checkpoint; safetensors knows only strings."""
+
+    format: str
+    run: str
+    grid: str
+    step: Counter
+    tokens: Counter
+    applied: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +69,43 @@ class Probed:
 
     records: bytes
     loss: float
+
+
+class RecordLearner(Protocol):
+    """What a node in one-byte mode trains, as the node sees it. In life that is OneByteLearner."""
+
+    @property
+    def spec(self) -> RunSpec:
+        """The run."""
+
+    @property
+    def step(self) -> int:
+        """Minibatches probed on since the beginning of the run."""
+
+    @property
+    def tokens(self) -> int:
+        """What they held."""
+
+    def probe(self, log: bytes, first: int) -> Probed:
+        """Probe the next minibatch: ``probes`` records, from number ``first`` of ``log`` on. Applies none of them."""
+
+    def apply(self, come: Sequence[RecordRun], gone: Sequence[RecordRun] = ()) -> None:
+        """Let the records of ``come`` move the weights, and take back those of ``gone``."""
+
+    def digest(self) -> bytes:
+        """The state hash, 32 bytes."""
+
+    def evaluate(self, *, bytes_max: int | None = None) -> float:
+        """Held-out loss of the weights."""
+
+    def save(self, applied: str) -> bytes:
+        """Everything needed to go on; ``applied`` says which records the state holds."""
+
+    def applied_in(self, data: bytes) -> str:
+        """What was said to ``save``, which returned ``data``. Raises CheckpointError for bytes that are of no use."""
+
+    def load(self, data: bytes) -> None:
+        """Go on from what ``save`` returned. Raises CheckpointError, and changes nothing, unless all of it is sound."""
 
 
 class OneByteLearner:
@@ -138,6 +193,10 @@ class OneByteLearner:
         # A log goes through the pool in an order of its own: which direction it takes is as random as its keys.
         return self._pool.key(sequence.key(number)[0] % self._one_byte.pool)
 
+    def digest(self) -> bytes:
+        """The state hash, 32 bytes: of everything that the records decide, and nothing else."""
+        return self.state.digest()
+
     # --- use ------------------------------------------------------------------------------------------------------
 
     def weights(self) -> dict[str, Tensor]:
@@ -151,6 +210,46 @@ class OneByteLearner:
     def accuracy(self) -> float:
         """The share of held-out targets that the weights find likeliest."""
         return held_out_accuracy(self._task, self.weights())
+
+    # --- checkpoints ----------------------------------------------------------------------------------------------
+
+    def save(self, applied: str) -> bytes:
+        """The state and the counters, as safetensors; ``applied`` says which records the state holds."""
+        progress = _Progress(
+            format=CHECKPOINT_FORMAT,
+            run=self._run.hex(),
+            grid=self.state.grid.digest.hex(),
+            step=self.step,
+            tokens=self.tokens,
+            applied=applied,
+        )
+        metadata = {key: str(value) for key, value in msgspec.structs.asdict(progress).items()}
+        return save({"state": self.state.values.cpu()}, metadata=metadata)
+
+    def applied_in(self, data: bytes) -> str:
+        """What was said to ``save``, which returned ``data``. Raises CheckpointError for bytes that are of no use."""
+        return self._read(data)[0].applied
+
+    def load(self, data: bytes) -> None:
+        """Go on from what ``save`` returned. Raises CheckpointError, and changes nothing, unless all of it is sound."""
+        progress, values = self._read(data)
+        self.state.values.copy_(values)
+        self.state.derive(self._weights)
+        self.step, self.tokens = progress.step, progress.tokens
+
+    def _read(self, data: bytes) -> tuple[_Progress, Tensor]:
+        try:
+            tensors, metadata = read_safetensors(data)
+            progress = msgspec.convert(metadata, _Progress, strict=False)
+        except (ValueError, msgspec.ValidationError) as error:
+            raise bad_checkpoint(str(error)) from error
+        expected = (CHECKPOINT_FORMAT, self._run.hex(), self.state.grid.digest.hex())
+        if (progress.format, progress.run, progress.grid) != expected:
+            raise bad_checkpoint("it is of another run, base or version")
+        values = tensors.get("state")
+        if values is None or values.dtype != torch.int32 or values.shape != self.state.values.shape:
+            raise bad_checkpoint("it holds no state of this model")
+        return progress, values
 
 
 def _check_base(base: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:

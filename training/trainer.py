@@ -222,25 +222,25 @@ class Trainer:
             vectors, metadata = read_safetensors(data)
             progress = msgspec.convert(metadata, _Progress, strict=False)
         except (ValueError, msgspec.ValidationError) as error:
-            raise _bad_checkpoint(str(error)) from error
+            raise bad_checkpoint(str(error)) from error
         if (progress.format, progress.run, progress.layout) != (
             CHECKPOINT_FORMAT,
             self._run.hex(),
             self.layout.digest.hex(),
         ):
-            raise _bad_checkpoint("it is of another run, model or version")
+            raise bad_checkpoint("it is of another run, model or version")
         own = self._vectors()
         if vectors.keys() != own.keys():
-            raise _bad_checkpoint(f"it holds {', '.join(sorted(vectors)) or 'nothing'}")
+            raise bad_checkpoint(f"it holds {', '.join(sorted(vectors)) or 'nothing'}")
         for name, vector in vectors.items():
             if vector.dtype != torch.float32:
-                raise _bad_checkpoint(f"{name} is {vector.dtype}")
+                raise bad_checkpoint(f"{name} is {vector.dtype}")
             try:
                 check_values(vector, self.layout.total)
             except ValueError as error:
-                raise _bad_checkpoint(f"{name}: {error}") from error
+                raise bad_checkpoint(f"{name}: {error}") from error
         if fault := self._optimizer.fault_of(vectors):
-            raise _bad_checkpoint(fault)
+            raise bad_checkpoint(fault)
         for name, vector in vectors.items():
             own[name].copy_(vector)
         self.step, self.tokens = progress.step, progress.tokens
@@ -281,7 +281,8 @@ def _as_text(progress: _Progress) -> dict[str, str]:
     return {key: str(value) for key, value in msgspec.structs.asdict(progress).items()}
 
 
-def _bad_checkpoint(reason: str) -> CheckpointError:
+def bad_checkpoint(reason: str) -> CheckpointError:
+    """The error for checkpoint bytes that are of no use, and why."""
     return CheckpointError(
         f"cannot go on from this checkpoint: {reason}",
         why="training must not continue from weights that may be damaged",

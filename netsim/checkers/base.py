@@ -18,6 +18,7 @@ import trio
 from netsim.disk import SimDisk
 from netsim.network import SimNetwork
 from node.gossip_node import GossipNode
+from node.node import Node
 from p2p.identity import Signer
 from p2p.transport import PeerId
 from training.run_spec import RunSpec
@@ -46,8 +47,8 @@ class Machine(Protocol):
         """What is on it outlives every process."""
 
     @property
-    def node(self) -> GossipNode | None:
-        """The process running now."""
+    def node(self) -> Node | None:
+        """The process running now; checkers look at those in gossip mode."""
 
     @property
     def honest(self) -> bool:
@@ -121,12 +122,12 @@ class Watcher:
 
     def started(self, machine: Machine) -> None:
         """Attach to a process that was built."""
-        if machine.honest and machine.node is not None:
+        if machine.honest and isinstance(machine.node, GossipNode):
             self.attach(machine, machine.node)
 
     def stopped(self, machine: Machine, how: str) -> None:
         """Look at what a process has left behind."""
-        if machine.honest and machine.node is not None:
+        if machine.honest and isinstance(machine.node, GossipNode):
             self.ended(machine, machine.node, how)
 
     def sample(self, now_s: float) -> None:
@@ -165,7 +166,7 @@ class Watcher:
     def running(self) -> Iterator[tuple[Machine, GossipNode]]:
         """The honest processes that run now, by machine."""
         for machine in self.honest():
-            if machine.node is not None:
+            if isinstance(machine.node, GossipNode):
                 yield machine, machine.node
 
     def is_honest(self, peer: str) -> bool:

@@ -75,6 +75,9 @@ def heartbeat(**changes: object) -> Heartbeat:
         "head_height": 0,
         "head_participants": 0,
         "leaving": False,
+        "records": 0,
+        "vector": b"",
+        "state": b"",
     }
     return Heartbeat(**(fields | changes))  # type: ignore[arg-type]
 

@@ -1,0 +1,145 @@
+"""Batches on disk: our own before anybody hears of them, those of others now and then.
+
+Owns the ``records/`` folder of a run. What is archived is a segment, a file whose name says what its bytes must hash
+to; what is lost of others' batches is asked for again. Our own are another matter: a batch that others hold and we
+forgot would be followed by a second one in its place, which is a fork. So ``own.cbor`` holds them from before they are
+pushed until a segment does, and an author who cannot read it back starts a new log.
+
+Relies on: Disk.write_atomic (old bytes or new, never a mix). Never looks inside a batch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Annotated
+
+import msgspec
+import structlog
+from blake3 import blake3
+from msgspec import Meta
+
+from gossip.disk import Disk
+from gossip.messages import PackedBatch
+from p2p.codec import decode, encode
+from p2p.errors import MalformedMessage
+
+FOLDER = "records"
+OWN = f"{FOLDER}/own.cbor"
+SEGMENT = re.compile(r"([0-9]{12,})-([0-9a-f]{64})\.cbor")
+SEGMENT_BYTES_MAX = 64 << 20
+SEGMENTS_SMALL_MAX = 16
+"""Segments below a quarter of SEGMENT_BYTES_MAX that may lie beside each other before they are joined."""
+
+log = structlog.get_logger()
+
+
+class _Segment(msgspec.Struct, frozen=True, tag=True, tag_field="t", forbid_unknown_fields=True):
+    """Batches, each after the one before it in its log."""
+
+    batches: list[PackedBatch]
+
+
+class _Own(msgspec.Struct, frozen=True, tag=True, tag_field="t", forbid_unknown_fields=True):
+    """The log that we write, and its batches that no segment holds yet. ``hash`` is the BLAKE3 of all the rest."""
+
+    hash: bytes
+    incarnation: Annotated[int, Meta(ge=0, le=2**63 - 1)]
+    batches: list[PackedBatch]
+
+
+class RecordArchive:
+    """The batches of one run that this node keeps."""
+
+    def __init__(self, disk: Disk) -> None:
+        self._disk = disk
+        self._serial = 0
+        self._own: list[bytes] = []
+        self.incarnation: int | None = None
+        """The log that we write; None when there is none that can be gone on with."""
+
+    async def load(self) -> list[bytes]:
+        """Everything that is kept and whole, in an order in which it can be offered."""
+        batches: list[bytes] = []
+        for path in await self._segments():
+            data = await self._disk.read(path)
+            serial, named = _parsed(path)
+            self._serial = max(self._serial, serial)
+            if blake3(data).hexdigest() == named:
+                batches += decode(data, _Segment, bytes_max=len(data)).batches
+            else:
+                log.warning("records damaged, they will be asked for again", path=path)
+        try:
+            own = _whole(await self._disk.read(OWN))
+        except FileNotFoundError:
+            return batches
+        except MalformedMessage as error:
+            log.warning("own records damaged, starting a new log", error=error.what)
+            return batches
+        self.incarnation, self._own = own.incarnation, own.batches
+        return batches + own.batches
+
+    async def keep_own(self, incarnation: int, batch: bytes) -> None:
+        """Make a batch of our own durable. Raises OSError; it must not be pushed then."""
+        await self._write_own(incarnation, [*self._own, batch])
+
+    async def keep(self, batches: Sequence[bytes]) -> None:
+        """Archive ``batches``, our own among them. Raises OSError, everything that was kept before being kept still."""
+        if batches:
+            await self._write_segment(batches)
+        if self._own and self.incarnation is not None:
+            kept = set(batches)
+            await self._write_own(self.incarnation, [batch for batch in self._own if batch not in kept])
+        await self._join_small()
+
+    async def _write_own(self, incarnation: int, batches: list[bytes]) -> None:
+        own = _Own(hash=b"", incarnation=incarnation, batches=batches)
+        digest = blake3(encode(own)).digest()
+        await self._disk.write_atomic(OWN, encode(msgspec.structs.replace(own, hash=digest)))
+        self.incarnation, self._own = incarnation, batches
+
+    async def _write_segment(self, batches: Sequence[bytes]) -> None:
+        data = encode(_Segment(batches=list(batches)))
+        self._serial += 1
+        await self._disk.write_atomic(f"{FOLDER}/{self._serial:012d}-{blake3(data).hexdigest()}.cbor", data)
+
+    async def _join_small(self) -> None:
+        """So that a run of weeks has few files: what was written in many goes into one."""
+        sizes = dict(await self._disk.list(FOLDER))
+        small = [path for path in await self._segments() if sizes[path] < SEGMENT_BYTES_MAX // 4]
+        if len(small) <= SEGMENTS_SMALL_MAX:
+            return
+        batches: list[bytes] = []
+        joined, total = [], 0
+        for path in small:
+            total += sizes[path]
+            if total > SEGMENT_BYTES_MAX:
+                break
+            data = await self._disk.read(path)
+            if blake3(data).hexdigest() == _parsed(path)[1]:
+                batches += decode(data, _Segment, bytes_max=len(data)).batches
+            joined.append(path)
+        await self._write_segment(batches)
+        for path in joined:
+            await self._disk.delete(path)
+
+    async def _segments(self) -> list[str]:
+        """Paths, oldest first; other files in the folder are not ours to touch."""
+        return sorted(
+            path for path, _ in await self._disk.list(FOLDER) if SEGMENT.fullmatch(path.rsplit("/", 1)[-1])
+        )
+
+
+def _parsed(path: str) -> tuple[int, str]:
+    """Serial number and hash."""
+    name = SEGMENT.fullmatch(path.rsplit("/", 1)[-1])
+    assert name is not None
+    return int(name[1]), name[2]
+
+
+def _whole(data: bytes) -> _Own:
+    """Raises MalformedMessage when a bit of it has changed."""
+    own = decode(data, _Own, bytes_max=len(data))
+    if blake3(encode(msgspec.structs.replace(own, hash=b""))).digest() != own.hash:
+        raise MalformedMessage("its bytes do not match their hash")
+    return own

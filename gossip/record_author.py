@@ -1,0 +1,86 @@
+"""One node's own log: records collected into batches, each signed, durable and pushed before the next is begun.
+
+Owns the open batch and the place in the log where it goes. Never decides what a record says, nor applies one.
+
+Relies on: ``gossip.record_archive`` to make a batch durable before anybody hears of it; who cannot say where its log
+ended starts another, and so never forks one.
+"""
+
+from __future__ import annotations
+
+import random
+
+from gossip.record_archive import RecordArchive
+from gossip.record_batches import LogRules, log_name, make
+from gossip.record_logs import RecordLogs
+from p2p.identity import Signer
+
+
+class RecordAuthor:
+    """Writes the log of one node, from where its archive ends."""
+
+    def __init__(
+        self,
+        *,
+        run: bytes,
+        signer: Signer,
+        logs: RecordLogs,
+        archive: RecordArchive,
+        rules: LogRules,
+        rng: random.Random,
+    ) -> None:
+        """``logs`` holds what ``archive`` has loaded."""
+        self._run = run
+        self._signer = signer
+        self._logs = logs
+        self._archive = archive
+        self._rules = rules
+        goes_on = archive.incarnation
+        self._incarnation = goes_on if goes_on is not None else rng.getrandbits(63)
+        self.log = log_name(run, signer.peer, self._incarnation)
+        self._open = bytearray()
+        self._clock = 0
+
+    @property
+    def next(self) -> int:
+        """The sequence number of the next record."""
+        last = self._logs.last(self.log)
+        return (last.end if last is not None else 0) + len(self._open)
+
+    @property
+    def clock(self) -> int:
+        """Of the next record: how many were applied when its batch was begun."""
+        if self._open:
+            return self._clock
+        last = self._logs.last(self.log)
+        return max(self._logs.records, last.clock if last is not None else 0)
+
+    @property
+    def open(self) -> int:
+        """Records of the batch that is not sealed yet."""
+        return len(self._open)
+
+    @property
+    def room(self) -> int:
+        """How many more records may be added before the batch must be sealed, or others have made theirs."""
+        return min(self._rules.records_max - len(self._open), self._rules.capacity(self.clock) - self.next)
+
+    def add(self, records: bytes) -> None:
+        """Add the next records to the open batch; as many as there is ``room`` for."""
+        assert len(records) <= self.room
+        self._clock = self.clock
+        self._open += records
+
+    async def seal(self) -> bytes:
+        """Close the open batch: signed and durable, to be pushed now. Raises OSError, the batch being open still."""
+        packed = make(
+            self._run,
+            self._signer,
+            self._logs.last(self.log),
+            self._incarnation,
+            self._clock,
+            bytes(self._open),
+        )
+        await self._archive.keep_own(self._incarnation, packed)
+        self._open.clear()
+        return packed

@@ -1,0 +1,304 @@
+"""The node of one-byte mode: probes directions on its own data, and applies what everybody's probes said.
+
+Owns the wiring of the mode, and the way of a record: probed and applied here (``node.applied_records``), collected into
+a batch that is signed and durable (``gossip.record_author``), pushed (``gossip.log_spread``), counted at every node
+alike (``gossip.record_logs``) and applied there. There are no rounds and no agreement: who holds the same batches holds
+the same weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+import structlog
+import trio
+
+from gossip.log_spread import LogSpread
+from gossip.messages import Heartbeat
+from gossip.record_archive import RecordArchive
+from gossip.record_author import RecordAuthor
+from gossip.record_batches import Batch, InvalidBatch, LogRules
+from gossip.record_logs import RecordLogs
+from node.applied_records import AppliedRecords
+from node.life import NodeState
+from node.node import LOSS_TOLD_MAX, Node
+from node.runtime import NodeOptions, Runtime
+from p2p.transport import PeerId
+from training.one_byte import RecordLearner
+from training.run_spec import OneByteSpec, RunSpec
+from training.trainer import CheckpointError
+
+STOCK_S = 1.0
+"""A state hash is worked out at most this often."""
+CHECKPOINT_S = 20.0
+RETRY_S = 5.0
+"""After the disk would not take a batch."""
+STATES_REMEMBERED = 256
+"""State hashes of our own, by version vector, with which those of others are compared."""
+
+T = TypeVar("T")
+
+log = structlog.get_logger()
+
+
+class OneByteNode(Node):
+    """One peer of one run in one-byte mode."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        options: NodeOptions,
+        *,
+        spec: RunSpec,
+        state: NodeState,
+        learner: RecordLearner,
+    ) -> None:
+        super().__init__(runtime, options, spec=spec, state=state)
+        assert spec.one_byte is not None
+        self.learner = learner
+        self.applied = AppliedRecords(learner)
+        self._one_byte: OneByteSpec = spec.one_byte
+        self._rules = rules_of(spec.one_byte)
+        self.logs = RecordLogs(run=self.run_id, signer=runtime.signer, rules=self._rules)
+        self.archive = RecordArchive(runtime.disk)
+        self.spread = LogSpread(
+            transport=runtime.transport,
+            logs=self.logs,
+            ledger=self.ledger,
+            limits=options.limits,
+            rng=runtime.rng,
+            changed=self._progress.made,
+        )
+        self.author: RecordAuthor
+        """Who writes our log, from the moment that what was written before is known."""
+        self._archived: set[bytes] = set()
+        """Names of the batches that a segment holds."""
+        self._applying = trio.Lock()
+        self._states: dict[bytes, bytes] = {}
+        """By version vector: the state hash that we came to."""
+        self._stock_s = self._saved_s = -math.inf
+        self._began_batch_s = 0.0
+        self.diverged: PeerId | None = None
+        """A member that told of another state at the same vector: one of us is broken."""
+
+    # --- what it says of itself -----------------------------------------------------------------------------------
+
+    async def wait_finished(self) -> None:
+        """Return once our steps are taken and everybody who is alive is done too and has told of our vector."""
+        while not self._finished():
+            await self._progress.wait()
+
+    def _finished(self) -> bool:
+        if self.phase != "finished" or self.state_hash is None:
+            return False
+        beats = [beat for _, beat, _ in self.members.words_of_alive(trio.current_time())]
+        return all(beat.step >= beat.steps_total and beat.vector == self.logs.digest() for beat in beats)
+
+    @property
+    def state_hash(self) -> bytes | None:
+        """That of everything that is held now; None while records are on the way into the weights."""
+        return self._states.get(self.logs.digest())
+
+    def current_problem(self) -> str:
+        """What stands in the way now, for people; empty when nothing does."""
+        if self.diverged is not None:
+            return (
+                f"{self.diverged} holds the same records and other weights; one of the two machines is broken: "
+                "run gossamer log verify on both"
+            )
+        return self.links.problem or self._problem
+
+    def _heartbeat(self) -> Heartbeat:
+        return Heartbeat(
+            addresses=list(self.runtime.transport.local.addresses)[: self.limits.addresses_per_peer_max],
+            agent=self._agent,
+            step=self.learner.step,
+            steps_total=self.spec.train.steps,
+            steps_per_s=self.steps_per_s,
+            tokens=self.learner.tokens,
+            loss=min(self.loss or 0.0, LOSS_TOLD_MAX),
+            head=bytes(32),
+            head_height=0,
+            head_participants=0,
+            leaving=self._stopping.is_set(),
+            records=self.logs.records,
+            vector=self.logs.digest(),
+            state=self.state_hash or b"",
+        )
+
+    def _heard(self, author: PeerId, beat: Heartbeat) -> None:
+        if beat.vector:
+            self.spread.heard_digest(author, beat.vector)
+        ours = self._states.get(beat.vector)
+        if beat.state and ours is not None and beat.state != ours:
+            self.diverged = author
+            log.error("weights differ at the same records", peer=author, vector=beat.vector.hex())
+        self._progress.made()
+
+    # --- starting and stopping ------------------------------------------------------------------------------------
+
+    async def _remember(self) -> None:
+        for packed in await self.archive.load():
+            try:
+                self.logs.offer(packed)
+            except InvalidBatch as error:
+                log.warning("archived batch refused", fault=error.fault)
+        held = list(self.logs.batches())
+        self._archived = {batch.name for batch in held}
+        checkpoint = await self.checkpoints.load()
+        if checkpoint is not None:
+            try:
+                await self._in_lane(partial(self.applied.load, checkpoint.state, held))
+                log.info("resumed", step=self.learner.step, records=self.applied.records)
+            except CheckpointError as error:
+                log.warning("starting from the base weights", reason=error.what)
+        self.logs.take_changes()
+        come, gone = self.applied.difference(self.logs.counting(), held)
+        await self._apply(come, gone)
+        self.author = RecordAuthor(
+            run=self.run_id,
+            signer=self.runtime.signer,
+            logs=self.logs,
+            archive=self.archive,
+            rules=self._rules,
+            rng=self.runtime.rng,
+        )
+
+    def _begin(self, nursery: trio.Nursery) -> None:
+        nursery.start_soon(self.spread.run)
+        nursery.start_soon(self._learn)
+        nursery.start_soon(self._follow)
+
+    async def _make_durable(self) -> None:
+        if self.author.open:
+            await self._seal()
+        await self._apply_changes()
+        await self._save()
+
+    # --- learning -------------------------------------------------------------------------------------------------
+
+    async def _learn(self) -> None:
+        """Probe until all steps are taken; stop for as long as our share of the records is used up."""
+        author, probes = self.author, self._one_byte.probes
+        while self.learner.step < self.spec.train.steps:
+            if author.room < probes and author.open:
+                await self._seal()
+            if author.room < probes:
+                self.phase = "waiting"
+                await self._progress.wait()
+                continue
+            self.phase = "training"
+            await self._take_step()
+            aged_s = trio.current_time() - self._began_batch_s
+            if author.room < probes or aged_s >= self._one_byte.batch_s_max:
+                await self._seal()
+        if author.open:
+            await self._seal()
+        self.phase = "finished"
+        self._progress.made()
+
+    async def _take_step(self) -> None:
+        author = self.author
+        began_s = trio.current_time()
+        if not author.open:
+            self._began_batch_s = began_s
+        tokens = self.learner.tokens
+        probed = await self._in_lane(
+            partial(self.applied.take_step, author.log, author.next, author.clock),
+            cost_s=self._one_byte.probes * self.runtime.costs.step_s,
+        )
+        author.add(probed.records)
+        elapsed_s = max(trio.current_time() - began_s, 1e-6)
+        self._took(1, self.learner.tokens - tokens, probed.loss, elapsed_s)
+
+    async def _seal(self) -> None:
+        """Sign what was collected, make it durable, push it; then the weights hold what counts and nothing else."""
+        while True:
+            try:
+                packed = await self.author.seal()
+                break
+            except OSError as error:
+                self._report_problem(f"records cannot be kept: {error.strerror}; free disk space")
+                await trio.sleep(RETRY_S)
+        self._problem = ""
+        self.spread.publish(packed)
+        await self._apply_changes()
+        await self._take_stock()
+
+    # --- following ------------------------------------------------------------------------------------------------
+
+    async def _follow(self) -> None:
+        """Apply what comes to count, whoever made it."""
+        while True:
+            await self._apply_changes()
+            await self._take_stock()
+            with trio.move_on_after(STOCK_S):
+                await self._progress.wait()
+
+    async def _apply_changes(self) -> None:
+        async with self._applying:
+            while any(changes := self.logs.take_changes()):
+                await self._apply(*changes)
+
+    async def _apply(self, come: list[Batch], gone: list[Batch]) -> None:
+        """In small parts, so that a step or an evaluation need not wait for all of it."""
+        for batch in gone:
+            await self._in_lane(partial(self.applied.apply, [], [batch]))
+        for batch in come:
+            await self._in_lane(partial(self.applied.apply, [batch], []))
+
+    async def _take_stock(self) -> None:
+        """Work out the state hash, and save, whenever the weights hold what counts and nothing else."""
+        now_s = trio.current_time()
+        vector = self.logs.digest()
+        if vector not in self._states and now_s - self._stock_s >= STOCK_S:
+            self._stock_s = now_s
+            digest = await self._in_lane(self._exact_digest)
+            if digest is not None and vector == self.logs.digest():
+                self._states[vector] = digest
+                if len(self._states) > STATES_REMEMBERED:
+                    del self._states[next(iter(self._states))]
+                if self.phase == "finished":
+                    self._publish_heartbeat()
+                self._progress.made()
+        if now_s - self._saved_s >= CHECKPOINT_S:
+            await self._save()
+
+    def _exact_digest(self) -> bytes | None:
+        exact = self.applied.exact and self.applied.records == self.logs.records
+        return self.learner.digest() if exact else None
+
+    async def _save(self) -> None:
+        """A segment of what is new, and a checkpoint. Failing is a problem to show, not a reason to die."""
+        new = [batch for batch in self.logs.batches() if batch.name not in self._archived]
+        if not new:
+            return
+        state = await self._in_lane(lambda: self.applied.save() if self.applied.exact else None)
+        if state is None:
+            return
+        self._saved_s = trio.current_time()
+        try:
+            await self.archive.keep([batch.packed for batch in new])
+            self._archived.update(batch.name for batch in new)
+            await self.checkpoints.save(self.learner.step, state)
+        except OSError as error:
+            self._report_problem(f"checkpoint failed: {error.strerror}; free disk space, training goes on")
+
+    async def _in_lane(self, work: Callable[[], T], *, cost_s: float | None = None) -> T:
+        if cost_s is None:
+            cost_s = self.runtime.costs.copy_s
+        return await self.runtime.compute.run(work, lane="train", cost_s=cost_s)
+
+
+def rules_of(spec: OneByteSpec) -> LogRules:
+    """The rules of the logs of a run."""
+    return LogRules(
+        records_max=spec.batch_records,
+        allowance=spec.log_allowance,
+        share_percent=spec.log_share_percent,
+        reach=spec.log_reach,
+        opening_cost=spec.log_opening_cost,
+    )
