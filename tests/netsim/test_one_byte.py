@@ -6,13 +6,18 @@ import contextlib
 import random
 from collections.abc import AsyncIterator
 
+import pytest
 import trio
 
+from gossip.messages import LOG_PROTOCOL, Push
+from gossip.record_batches import make
 from netsim.network import open_sim_network
 from netsim.record_learner import sketched_learner
 from netsim.world import Machine, World
 from node.one_byte_node import OneByteNode
-from training.one_byte import OneByteLearner
+from p2p.errors import TransportError
+from p2p.frames import send_message
+from training.one_byte import OneByteLearner, RecordRun
 from training.run_spec import RunSpec, parse_run_spec, run_id
 
 SPEC = parse_run_spec("""
@@ -62,3 +67,161 @@ async def test_a_swarm_learns_to_the_end_and_holds_the_same_bits(autojump_clock:
         assert len(hashes) == 1
         assert all(node.logs.records == 4 * 400 for node in nodes(one))
         assert all(node.diverged is None for node in nodes(one))
+
+
+async def test_a_killed_node_goes_on_with_its_log_where_it_ended(autojump_clock: object) -> None:
+    async with world(2, 4) as one:
+        await one.start_all()
+        await trio.sleep(6)
+        victim = nodes(one)[1]
+        log, made = victim.author.log, victim.logs.head(victim.author.log)
+        one.kill(1)
+        await trio.sleep(3)
+        again = await one.start(1)
+        assert isinstance(again, OneByteNode)
+        await trio.sleep(1)
+        assert again.author.log == log
+        after = again.logs.head(log)
+        assert made is not None
+        assert after is not None
+        assert after.number == made.number
+        assert len(await all_finish(one, within_s=120)) == 1
+        assert not any(head.forked for head in again.logs.heads())
+
+
+async def test_a_node_that_lost_its_records_opens_another_log(autojump_clock: object) -> None:
+    async with world(3, 3) as one:
+        await one.start_all()
+        await trio.sleep(6)
+        log = nodes(one)[1].author.log
+        one.kill(1)
+        for path, _ in await one.machines[1].disk.list("records"):
+            await one.machines[1].disk.delete(path)
+        again = await one.start(1)
+        assert isinstance(again, OneByteNode)
+        await trio.sleep(1)
+        assert again.author.log != log
+        assert len(await all_finish(one, within_s=120)) == 1
+        assert not any(head.forked for head in again.logs.heads())
+
+
+async def test_two_halves_that_were_cut_off_end_with_the_same_bits(autojump_clock: object) -> None:
+    async with world(4, 6) as one:
+        await one.start_all()
+        await trio.sleep(3)
+        peers = [machine.peer for machine in one.machines]
+        cut = one.network.cut(peers[:3], peers[3:])
+        await trio.sleep(60)
+        assert len({node.logs.digest() for node in nodes(one)}) == 2
+        one.network.heal([cut])
+        await trio.sleep(30)
+        assert len(await all_finish(one, within_s=120)) == 1
+        assert nodes(one)[0].logs.records == 6 * 400
+
+
+async def test_a_newcomer_replays_what_it_missed(autojump_clock: object) -> None:
+    async with world(5, 4) as one:
+        for number in range(3):
+            await one.start(number, bootstrap=0 if number else None)
+        await trio.sleep(30)
+        await one.start(3, bootstrap=1)
+        await trio.sleep(5)
+        assert nodes(one)[3].applied.records >= 3 * 400
+        assert len(await all_finish(one, within_s=120)) == 1
+
+
+async def forge(liar: OneByteNode, told: list[OneByteNode]) -> None:
+    """Another batch in the place of our last one, for some to see."""
+    last = liar.logs.last(liar.author.log)
+    assert last is not None
+    before = None if last.previous is None else liar.logs._batches[last.previous]
+    packed = make(liar.run_id, liar.runtime.signer, before, last.incarnation, last.clock, b"\x7f" * 5)
+    for node in told:
+        with contextlib.suppress(TransportError):
+            stream = await liar.runtime.transport.open_stream(node.local, LOG_PROTOCOL)
+            await send_message(stream, Push(batches=[packed]))
+
+
+async def test_a_peer_that_tells_two_histories_ends_alone(autojump_clock: object) -> None:
+    async with world(6, 5) as one:
+        await one.start_all()
+        await trio.sleep(5)
+        liar, *honest = nodes(one)
+        await forge(liar, honest[:2])
+        await trio.sleep(20)
+        one.kill(0)
+        assert len(await all_finish(one, within_s=200)) == 1
+        assert all(node.logs.head(liar.author.log).forked for node in honest)
+        assert all(
+            liar.local in node.ledger.refusals or node.ledger.refusals["equivocation"] for node in honest
+        )
+
+
+# --- everything at once -----------------------------------------------------------------------------------------------
+
+
+async def live_through(seed: int) -> None:
+    """A minute and a half of faults, drawn from the seed, and a liar; then calm, and all must hold the same bits."""
+    rng = random.Random(seed)
+    count = rng.randint(3, 7)
+    async with world(seed, count) as one:
+        await one.start_all()
+        liar = rng.randrange(1, count) if rng.random() < 0.7 else None
+        cuts = []
+        for _ in range(rng.randint(4, 14)):
+            await trio.sleep(rng.uniform(0.2, 12))
+            number = rng.randrange(count)
+            up = one.machines[number].node is not None
+            match rng.choice(["kill", "power", "leave", "cut", "heal", "break", "fork", "start", "lose"]):
+                case "kill" if up:
+                    one.kill(number)
+                case "power" if up:
+                    one.power_cut(number)
+                case "leave" if up:
+                    await one.leave(number)
+                case "cut":
+                    peers = [machine.peer for machine in one.machines]
+                    rng.shuffle(peers)
+                    half = rng.randint(1, count - 1)
+                    cuts.append(one.network.cut(peers[:half], peers[half:], one_way=rng.random() < 0.3))
+                case "heal" if cuts:
+                    one.network.heal([cuts.pop()])
+                case "break" if up:
+                    one.network.break_all(one.machines[number].peer)
+                case "fork" if liar is not None and one.machines[liar].node is not None:
+                    node = one.machines[liar].node
+                    assert isinstance(node, OneByteNode)
+                    if node.logs.last(node.author.log) is not None:
+                        others = [other for other in nodes(one) if other is not node]
+                        await forge(node, rng.sample(others, rng.randint(0, len(others))))
+                case "start" if not up:
+                    one.switch_on(number)
+                case "lose" if not up:
+                    for path, _ in await one.machines[number].disk.list("records"):
+                        await one.machines[number].disk.delete(path)
+        one.network.heal(cuts)
+        for machine in one.machines:
+            if machine.node is None and machine.number != liar and not machine.wanted:
+                await machine.ended.wait()
+                one.switch_on(machine.number)
+        if liar is not None and one.machines[liar].node is not None:
+            one.kill(liar)
+        await trio.sleep(60)
+        hashes = await all_finish(one, within_s=1800)
+        assert len(hashes) == 1, {node.local[-4:]: node.learner.digest().hex()[:8] for node in nodes(one)}
+        survivor = nodes(one)[0]
+        fresh = sketched_learner(SPEC, run_id(SPEC), "anybody")
+        fresh.apply([RecordRun(b.log, b.first, b.clock, b.records) for b in survivor.logs.counting()])
+        assert hashes == {fresh.digest()}
+        assert all(node.diverged is None for node in nodes(one))
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_whatever_happens_all_end_with_the_same_bits(autojump_clock: object, seed: int) -> None:
+    await live_through(seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(12, 200))
+async def test_whatever_happens_200_times(autojump_clock: object, seed: int) -> None:
+    await live_through(seed)
