@@ -145,17 +145,27 @@ def row_line(row: NodeRow, names: Mapping[str, str]) -> str:
         f"  {status.tokens_per_s:,.0f} bytes/s  {linked} peers"
         f"  up {format_bytes(status.bytes_sent)}  down {format_bytes(status.bytes_received)}"
     )
-    if status.last_mix is not None:
+    if status.records is not None:
+        line += f"  {exchange_text(status, names)}"
+    elif status.last_mix is not None:
         line += f"  mix {mix_text(status.last_mix, names)}"
     return line + (f"  ! {status.problem}" if status.problem else "")
+
+
+def exchange_text(status: NodeStatus, names: Mapping[str, str]) -> str:
+    """What it exchanged last, in a few words."""
+    if status.records is None:
+        return mix_text(status.last_mix, names)
+    state = f", state {status.records.state[:8]}" if status.records.state else ""
+    return f"{status.records.applied:,} records{state}"
 
 
 def nodes_table(rows: Sequence[NodeRow]) -> Table:
     """All nodes, one row each."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for title in ("node", "phase", "progress", "step", "loss", "bytes/s", "peers", "up", "down", "last mix"):
+    for title in ("node", "phase", "progress", "step", "loss", "bytes/s", "peers", "up", "down", "exchanged"):
         right = title in ("step", "loss", "bytes/s", "peers", "up", "down")
-        table.add_column(title, justify="right" if right else "left", no_wrap=title != "last mix")
+        table.add_column(title, justify="right" if right else "left", no_wrap=title != "exchanged")
     for row in rows:
         table.add_row(*_cells(row, names_of(rows)))
     return table
@@ -167,7 +177,7 @@ def _cells(row: NodeRow, names: Mapping[str, str]) -> list[Text | ProgressBar | 
     phase = Text(row.state, style=_PHASE_STYLES.get(row.state.split()[0], ""))
     if status is None:
         return [name, phase, *[""] * 8]
-    last = "trains alone" if row.alone else mix_text(status.last_mix, names)
+    last = "trains alone" if row.alone else exchange_text(status, names)
     return [
         name,
         phase,
@@ -185,6 +195,7 @@ def _cells(row: NodeRow, names: Mapping[str, str]) -> list[Text | ProgressBar | 
 _PHASE_STYLES = {
     "starting": "dim",
     "training": "cyan",
+    "waiting": "yellow",
     "merging": "magenta",
     "finished": "green",
     "stopping": "dim",

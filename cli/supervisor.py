@@ -213,6 +213,7 @@ class Supervisor:
             sample = SAMPLE_PROMPT + (await teller.ask("sample", asked))["text"]
         return msgspec.structs.replace(
             report,
+            merged_loss=judged["loss"],
             held_out_bytes=judged["held_out_bytes"],
             held_out_digest=judged["held_out_digest"],
             sample=sample,
@@ -278,7 +279,11 @@ class Supervisor:
 
 
 def _agree(swarm: Sequence[NodeProcess]) -> bool:
-    """Whether all these nodes report one and the same last merge, measured by those who took part in it."""
+    """Whether all these nodes report the same weights: of one merge, measured by who took part, or of all records."""
+    held = [node.status.records if node.status else None for node in swarm]
+    if any(held):
+        states = {records.state if records else None for records in held}
+        return None not in states and len(states) == 1
     merges = [node.status.last_merge if node.status else None for node in swarm]
     records = {merge.record if merge else None for merge in merges}
     return (

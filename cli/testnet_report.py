@@ -66,6 +66,9 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     weights_agree: bool
     """Whether every node that is up holds exactly those, under one merge record."""
     record: str | None
+    """The merge record of these weights; in one-byte mode the digest of the version vector."""
+    records: int | None = None
+    """One-byte mode: how many records the weights hold."""
     held_out_bytes: int | None = None
     held_out_digest: str | None = None
     sample: str | None = None
@@ -90,6 +93,7 @@ def build_report(rows: Sequence[NodeRow], *, run_id: str, seconds: float) -> Rep
         weights_hash=weights_hash,
         weights_agree=holders > 0 and holders == len(up),
         record=record,
+        records=next((row.status.records.applied for row in rows if row.status and row.status.records), None),
     )
 
 
@@ -111,7 +115,8 @@ def report_view(report: Report) -> RenderableType:
     holders = sum(node.weights_hash == report.weights_hash for node in report.nodes)
     averaged = sum(node.contributed for node in report.nodes)
     if report.weights_agree:
-        verdict = f"{holders} of {len(report.nodes)} nodes hold the same weights, the average of {averaged}"
+        of_what = f"the average of {averaged}" if report.records is None else f"of {report.records:,} records"
+        verdict = f"{holders} of {len(report.nodes)} nodes hold the same weights, {of_what}"
         parts.append(Text(verdict, style="green"))
     else:
         parts.append(Text("THE NODES HOLD DIFFERENT WEIGHTS", style="bold red"))
@@ -134,8 +139,8 @@ def report_view(report: Report) -> RenderableType:
 
 def _losses_table(report: Report) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for title in ("", "steps", "held-out loss", "sent", "received", "weights after the merge"):
-        table.add_column(title, justify="left" if title in ("", "weights after the merge") else "right")
+    for title in ("", "steps", "held-out loss", "sent", "received", "weights in the end"):
+        table.add_column(title, justify="left" if title in ("", "weights in the end") else "right")
     for node in report.nodes:
         name = node.name + (f" (restarted {node.restarts}x)" if node.restarts else "")
         table.add_row(
@@ -161,6 +166,7 @@ def _losses_table(report: Report) -> Table:
 
 def _node_result(row: NodeRow) -> NodeResult:
     status, merge = row.status, row.status.last_merge if row.status else None
+    records = status.records if status else None
     return NodeResult(
         name=row.name,
         peer=status.peer if status else "",
@@ -168,9 +174,9 @@ def _node_result(row: NodeRow) -> NodeResult:
         steps=status.step if status else 0,
         loss_before=merge.loss_before if merge else None,
         loss_merged=merge.loss_merged if merge else None,
-        weights_hash=merge.weights_hash if merge else None,
-        record=merge.record if merge else None,
-        contributed=merge.contributed if merge else False,
+        weights_hash=merge.weights_hash if merge else records.state if records else None,
+        record=merge.record if merge else records.vector if records else None,
+        contributed=merge.contributed if merge else records is not None,
         bytes_sent=status.bytes_sent if status else 0,
         bytes_received=status.bytes_received if status else 0,
         restarts=row.restarts,

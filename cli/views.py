@@ -33,8 +33,7 @@ def status_text(status: NodeStatus) -> str:
             f"loss {loss(status.loss)}  {status.tokens_per_s:,.0f} bytes/s  {status.device}  "
             f"{status.parameters:,} parameters",
         ),
-        ("mix", f"{mix_text(status.last_mix)}   {status.mixes} mixes, {status.mixes_failed} failed"),
-        ("merge", _merge_text(status)),
+        *_exchange_lines(status),
         ("net", _net_text(status)),
         (
             "disk",
@@ -51,21 +50,12 @@ def status_text(status: NodeStatus) -> str:
 
 def peers_table(peers: Sequence[PeerStatus]) -> Table:
     """One row for each member, the connected and the advanced first."""
+    one_byte = any(peer.records is not None for peer in peers)
+    mode = ("records", "behind", "influence", "same") if one_byte else ("merges", "pulled")
+    left = ("peer", "state", "linked", "same", "last problem")
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in (
-        "peer",
-        "state",
-        "linked",
-        "step",
-        "loss",
-        "heard",
-        "merges",
-        "pulled",
-        "standing",
-        "last problem",
-    ):
-        right = title in ("step", "loss", "heard", "merges", "pulled", "standing")
-        table.add_column(title, justify="right" if right else "left")
+    for title in ("peer", "state", "linked", "step", "loss", "heard", *mode, "standing", "last problem"):
+        table.add_column(title, justify="left" if title in left else "right")
     for peer in sorted(peers, key=lambda peer: (not peer.connected, -peer.step, peer.peer)):
         table.add_row(
             short(peer.peer),
@@ -74,12 +64,16 @@ def peers_table(peers: Sequence[PeerStatus]) -> Table:
             f"{peer.step:,}",
             loss(peer.loss),
             f"{duration(peer.heard_s_ago)} ago",
-            str(peer.head_height),
-            format_bytes(peer.bytes_pulled),
+            *(_record_cells(peer) if one_byte else (str(peer.head_height), format_bytes(peer.bytes_pulled))),
             f"{peer.standing:+.1f}",
             escape(peer.last_problem) or "-",
         )
     return table
+
+
+def _record_cells(peer: PeerStatus) -> tuple[str, str, str, str]:
+    same = {True: "yes", False: "[bold red]NO[/]", None: "-"}[peer.agrees]
+    return f"{peer.records or 0:,}", f"{peer.behind or 0:,}", f"{peer.influence or 0.0:.1%}", same
 
 
 def mix_text(mix: MixReport | None, names: Mapping[str, str] | None = None) -> str:
@@ -119,6 +113,32 @@ def duration(seconds: float) -> str:
     if whole < 86400:
         return f"{whole // 3600}h{whole % 3600 // 60:02}m"
     return f"{whole // 86400}d{whole % 86400 // 3600:02}h"
+
+
+def _exchange_lines(status: NodeStatus) -> list[tuple[str, str]]:
+    records = status.records
+    if records is None:
+        return [
+            ("mix", f"{mix_text(status.last_mix)}   {status.mixes} mixes, {status.mixes_failed} failed"),
+            ("merge", _merge_text(status)),
+        ]
+    also = "".join(
+        f", {count:,} {what}"
+        for count, what in [(records.unsent, "unsent"), (records.waiting, "waiting")]
+        if count
+    )
+    forked = f", {records.forked} forked" if records.forked else ""
+    alive = sum(peer.state == "alive" for peer in status.peers)
+    state = "on the way" if records.state is None else records.state[:16]
+    lines = [
+        ("records", f"{records.applied:,} applied{also}   {records.logs} logs{forked}"),
+        ("state", f"{state}   {records.agree} of {alive} other members alive hold the same"),
+    ]
+    if records.ceiling is not None:
+        lines.append(
+            ("ceiling", f"{records.ceiling:.0f} peers like this one, and applying takes as long as probing")
+        )
+    return lines
 
 
 def _merge_text(status: NodeStatus) -> str:

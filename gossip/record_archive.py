@@ -16,6 +16,7 @@ from typing import Annotated
 
 import msgspec
 import structlog
+import trio
 from blake3 import blake3
 from msgspec import Meta
 
@@ -55,6 +56,7 @@ class RecordArchive:
         self._disk = disk
         self._serial = 0
         self._own: list[bytes] = []
+        self._writing = trio.Lock()
         self.incarnation: int | None = None
         """The log that we write; None when there is none that can be gone on with."""
 
@@ -81,16 +83,18 @@ class RecordArchive:
 
     async def keep_own(self, incarnation: int, batch: bytes) -> None:
         """Make a batch of our own durable. Raises OSError; it must not be pushed then."""
-        await self._write_own(incarnation, [*self._own, batch])
+        async with self._writing:
+            await self._write_own(incarnation, [*self._own, batch])
 
     async def keep(self, batches: Sequence[bytes]) -> None:
         """Archive ``batches``, our own among them. Raises OSError, everything that was kept before being kept still."""
-        if batches:
-            await self._write_segment(batches)
-        if self._own and self.incarnation is not None:
-            kept = set(batches)
-            await self._write_own(self.incarnation, [batch for batch in self._own if batch not in kept])
-        await self._join_small()
+        async with self._writing:
+            if batches:
+                await self._write_segment(batches)
+            if self._own and self.incarnation is not None:
+                kept = set(batches)
+                await self._write_own(self.incarnation, [batch for batch in self._own if batch not in kept])
+            await self._join_small()
 
     async def _write_own(self, incarnation: int, batches: list[bytes]) -> None:
         own = _Own(hash=b"", incarnation=incarnation, batches=batches)

@@ -273,6 +273,11 @@ class RecordLogs:
         held = self._logs.get(log)
         return held.chain[-1] if held is not None and held.chain else None
 
+    @property
+    def waiting(self) -> int:
+        """Records that are held and do not count yet."""
+        return sum(len(batch.records) for log in self._logs.values() for batch in log.chain[log.counting :])
+
     def counting(self) -> Iterator[Batch]:
         """Every batch that counts."""
         for log in self._logs.values():

@@ -19,6 +19,7 @@ import msgspec
 from msgspec import Meta
 
 from gossip.record_batches import Batch
+from p2p.transport import PeerId
 from training.one_byte import Probed, RecordLearner, RecordRun
 from training.trainer import bad_checkpoint
 
@@ -38,6 +39,10 @@ class AppliedRecords:
         self.learner = learner
         self.records = 0
         """Of all logs, that are applied and count."""
+        self._of: dict[PeerId, int] = {}
+        """Records that count, by author."""
+        self._moved: dict[PeerId, float] = {}
+        """How far the records of each author moved the weights: the sum of the sizes of its steps."""
         self._places: dict[bytes, _Place] = {}
         self._ahead: list[RecordRun] = []
         """Our own records that are applied and do not count yet, oldest first."""
@@ -62,14 +67,29 @@ class AppliedRecords:
             [_run_of(batch) for batch in gone],
         )
         for batch in sorted(gone, key=lambda batch: -batch.number):
-            self.records -= len(batch.records)
+            self._account(batch, -1)
             if batch.previous is None:
                 self._places.pop(batch.log, None)
             else:
                 self._places[batch.log] = _Place(batch.log.hex(), batch.number, batch.previous.hex())
         for batch in sorted(come, key=lambda batch: batch.number):
-            self.records += len(batch.records)
+            self._account(batch, 1)
             self._places[batch.log] = _Place(batch.log.hex(), batch.number + 1, batch.name.hex())
+
+    def _account(self, batch: Batch, sense: int) -> None:
+        self.records += sense * len(batch.records)
+        self._of[batch.author] = self._of.get(batch.author, 0) + sense * len(batch.records)
+        moved = sense * self.learner.size_of(_run_of(batch))
+        self._moved[batch.author] = self._moved.get(batch.author, 0.0) + moved
+
+    def records_of(self, author: PeerId) -> int:
+        """Records of ``author`` that the weights hold."""
+        return self._of.get(author, 0)
+
+    def influence_of(self, author: PeerId) -> float:
+        """The part of ``author`` in all that records have moved the weights, 0 to 1."""
+        total = sum(self._moved.values())
+        return self._moved.get(author, 0.0) / total if total > 0 else 0.0
 
     def _catches_up(self, batch: Batch) -> bool:
         """Whether ``batch`` is what we made and applied before."""
@@ -106,6 +126,7 @@ class AppliedRecords:
             raise bad_checkpoint(str(error)) from error
         wanted = {place.log: place for place in places}
         applied: dict[str, int] = {}
+        held = list(held)
         for batch in held:
             place = wanted.get(batch.log.hex())
             if place is not None and batch.number + 1 == place.number and batch.name.hex() == place.name:
@@ -114,17 +135,22 @@ class AppliedRecords:
             raise bad_checkpoint(f"it holds records of {len(missing)} logs that are not held here")
         self.learner.load(data)
         self._places = {bytes.fromhex(log): place for log, place in wanted.items()}
-        self.records = sum(applied.values())
+        for batch in held:
+            if batch.number < self._number(batch.log):
+                self._account(batch, 1)
 
     def difference(self, counting: Iterable[Batch], held: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
         """What to apply and what to take back, after ``load``, for exactly ``counting`` to be applied."""
-        numbers = {log: place.number for log, place in self._places.items()}
         counts = {batch.name for batch in counting}
-        applied = {batch.name for batch in held if batch.number < numbers.get(batch.log, 0)}
+        applied = {batch.name for batch in held if batch.number < self._number(batch.log)}
         return (
             [batch for batch in held if batch.name in counts and batch.name not in applied],
             [batch for batch in held if batch.name in applied and batch.name not in counts],
         )
+
+    def _number(self, log: bytes) -> int:
+        """How many batches of ``log`` are applied."""
+        return self._places[log].number if log in self._places else 0
 
 
 def _run_of(batch: Batch) -> RecordRun:

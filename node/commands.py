@@ -7,12 +7,13 @@ or raises a GossamerError that says what to do; none of them can stop training f
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import torch
 import trio
+from torch import Tensor
 
 from node.control import (
     Evaluate,
@@ -27,23 +28,26 @@ from node.control import (
 )
 from node.describe import describe
 from node.gossip_node import GossipNode
+from node.node import Node, Weights
 from node.status import MergeReport, NodeStatus
 from p2p.errors import GossamerError
 from p2p.invite import Invite
+from training.evaluation import held_out_loss
 from training.export import export_safetensors
-from training.merge_math import weights_hash
 from training.run_spec import canonical_bytes, spec_as_toml
-from training.trainer import Trainer
+from training.tasks import Task
+
+T = TypeVar("T")
 
 MERGE_NOW_TIMEOUT_S = 120.0
 
 
 class Commands:
-    """The handlers of one node and its ``trainer``. ``name`` is what people call it; ``stop_now`` ends it at once."""
+    """The handlers of one node that learns ``task``. ``name`` is what people call it; ``stop_now`` ends it at once."""
 
-    def __init__(self, node: GossipNode, *, trainer: Trainer, name: str, stop_now: Any) -> None:
+    def __init__(self, node: Node, *, task: Task, name: str, stop_now: Callable[[], None]) -> None:
         self._node = node
-        self._trainer = trainer
+        self._task = task
         self._name = name
         self._stop_now = stop_now
 
@@ -62,7 +66,14 @@ class Commands:
 
     async def status(self, _: GetStatus) -> NodeStatus:
         """One snapshot of everything."""
-        return describe(self._node, name=self._name)
+        model = self._task.model
+        parameters = list(model.parameters())
+        return describe(
+            self._node,
+            device=str(parameters[0].device),
+            parameters=sum(parameter.numel() for parameter in parameters),
+            name=self._name,
+        )
 
     async def stop(self, request: Stop) -> dict[str, Any]:
         """Begin to stop; the answer comes before the end."""
@@ -74,19 +85,24 @@ class Commands:
 
     async def merge_now(self, _: MergeNow) -> MergeReport:
         """Merge with whoever is alive, at once."""
+        if not isinstance(self._node, GossipNode):
+            raise GossamerError(
+                "there is nothing to merge in one-byte mode",
+                why="nodes that hold the same records hold the same weights at every moment",
+                fix="see who holds what: gossamer status",
+            )
         return await self._node.merges.merge_now(MERGE_NOW_TIMEOUT_S)
 
     async def export(self, request: Export) -> dict[str, Any]:
         """Write the weights as a safetensors file that any program can load."""
-        values = await self._weights(request.which)
+        weights = await self._node.weights(request.which)
 
         def write() -> int:
             data = export_safetensors(
-                values,
-                self._trainer.layout,
+                weights.tensors,
                 self._node.spec,
                 dtype=request.dtype,
-                metadata={"run": self._node.run_id.hex(), "step": str(self._trainer.step)},
+                metadata={"run": self._node.run_id.hex(), "weights": weights.hash.hex()},
             )
             Path(request.path).write_bytes(data)
             return len(data)
@@ -99,39 +115,43 @@ class Commands:
                 why="the node writes the file itself, as the user it runs as",
                 fix="name another place: gossamer export --out PATH",
             ) from error
-        return {"path": request.path, "bytes": size, "weights_hash": weights_hash(values).hex()}
+        return {"path": request.path, "bytes": size, "weights_hash": weights.hash.hex()}
 
     async def evaluate(self, request: Evaluate) -> dict[str, Any]:
         """Held-out loss of the live weights or the anchor."""
-        values = await self._weights(request.which)
-        loss = await self._node.runtime.compute.run(
-            partial(self._trainer.evaluate, values, bytes_max=request.bytes_max),
-            lane="train",
-            cost_s=self._node.runtime.costs.evaluate_s,
+        weights = await self._node.weights(request.which)
+        loss = await self._in_lane(
+            partial(held_out_loss, self._task, self._on_device(weights), request.bytes_max)
         )
-        held_out_bytes = self._trainer.held_out_bytes
+        held_out_bytes = self._task.held_out_bytes
         return {
             "loss": loss,
-            "unit": self._trainer.unit,
+            "unit": self._task.unit,
             "held_out_bytes": min(held_out_bytes, request.bytes_max or held_out_bytes),
-            "held_out_digest": self._trainer.held_out_digest.hex(),
+            "held_out_digest": self._task.held_out_digest.hex(),
         }
 
     async def sample(self, request: Sample) -> dict[str, Any]:
         """Text the model writes after a prompt; bytes that are not UTF-8 are replaced."""
-        values = await self._weights(request.which)
-        written = await self._node.runtime.compute.run(
+        weights = await self._node.weights(request.which)
+        written = await self._in_lane(
             partial(
-                self._trainer.sample,
+                self._task.sample,
+                self._on_device(weights),
                 request.prompt.encode(),
                 request.count,
-                temperature=request.temperature,
-                values=values,
-            ),
-            lane="train",
-            cost_s=self._node.runtime.costs.evaluate_s,
+                request.temperature,
+            )
         )
         return {"text": written.decode(errors="replace")}
+
+    def _on_device(self, weights: Weights) -> dict[str, Tensor]:
+        device = next(self._task.model.parameters()).device
+        return {name: tensor.to(device) for name, tensor in weights.tensors.items()}
+
+    async def _in_lane(self, work: Callable[[], T]) -> T:
+        runtime = self._node.runtime
+        return await runtime.compute.run(work, lane="train", cost_s=runtime.costs.evaluate_s)
 
     async def invite(self, request: MakeInvite) -> dict[str, Any]:
         """One line that lets others join: the run, and addresses of this node and of peers it can vouch for."""
@@ -157,18 +177,3 @@ class Commands:
             "run_id": self._node.run_id.hex(),
             "canonical_bytes": len(canonical_bytes(self._node.spec)),
         }
-
-    async def _weights(self, which: str) -> torch.Tensor:
-        """Flat fp32 weights: the live ones, or the last merge's."""
-        node = self._node
-        if which == "live":
-            return await node.runtime.compute.run(
-                self._trainer.read, lane="train", cost_s=node.runtime.costs.copy_s
-            )
-        if node.merge_host.anchor is None:
-            raise GossamerError(
-                "there is no merged model yet",
-                why="no global merge has been committed in this run",
-                fix="start one: gossamer merge now    or take this node's own weights: --which live",
-            )
-        return node.merge_host.anchor

@@ -28,14 +28,17 @@ from node.disk import LocalDisk
 from node.gossip_node import GossipNode
 from node.home import Home
 from node.life import begin_life
+from node.node import Node
+from node.one_byte_node import OneByteNode
 from node.runtime import NodeOptions, Runtime
 from p2p.errors import GossamerError, PeerUnreachable
 from p2p.identity import Identity
 from p2p.libp2p_transport import open_libp2p
 from p2p.limits import Limits
 from p2p.transport import PeerRecord, Transport
+from training.one_byte import OneByteLearner, build_one_byte_learner
 from training.run_spec import RunSpec, canonical_bytes, run_id, spec_from_bytes
-from training.tasks import load_data
+from training.tasks import Task, load_data
 from training.trainer import Trainer
 
 log = structlog.get_logger()
@@ -87,7 +90,7 @@ async def _live(
             await disk.write_atomic(SPEC_FILE, canonical_bytes(spec))
             home.remember_run(run_id(spec))
             state = await begin_life(disk, wall_time_s=_wall_time_s())
-            trainer = await trio.to_thread.run_sync(partial(_build_trainer, spec, config, identity.peer))
+            learner = await trio.to_thread.run_sync(partial(_build_learner, spec, config, identity.peer))
             runtime = Runtime(
                 transport=transport,
                 disk=disk,
@@ -97,28 +100,25 @@ async def _live(
                 wall_time_s=_wall_time_s,
                 costs=Costs(),
             )
-            node = GossipNode(
-                runtime,
-                NodeOptions(
-                    agent=AGENT,
-                    bootstrap=bootstrap,
-                    store_bytes_max=config.disk_bytes_max,
-                    upload_bytes_per_s_max=config.upload_bytes_per_s_max,
-                    download_bytes_per_s_max=config.download_bytes_per_s_max,
-                    limits=limits,
-                ),
-                spec=spec,
-                trainer=trainer,
-                state=state,
+            options = NodeOptions(
+                agent=AGENT,
+                bootstrap=bootstrap,
+                store_bytes_max=config.disk_bytes_max,
+                upload_bytes_per_s_max=config.upload_bytes_per_s_max,
+                download_bytes_per_s_max=config.download_bytes_per_s_max,
+                limits=limits,
             )
-            await _run_with_controls(node, home, trainer=trainer, name=config.name, linger=linger)
+            node: Node
+            if isinstance(learner, OneByteLearner):
+                node = OneByteNode(runtime, options, spec=spec, state=state, learner=learner)
+            else:
+                node = GossipNode(runtime, options, spec=spec, state=state, trainer=learner)
+            await _run_with_controls(node, home, task=learner.task, name=config.name, linger=linger)
 
 
-async def _run_with_controls(
-    node: GossipNode, home: Home, *, trainer: Trainer, name: str, linger: bool
-) -> None:
+async def _run_with_controls(node: Node, home: Home, *, task: Task, name: str, linger: bool) -> None:
     async with trio.open_nursery() as nursery:
-        commands = Commands(node, trainer=trainer, name=name, stop_now=nursery.cancel_scope.cancel)
+        commands = Commands(node, task=task, name=name, stop_now=nursery.cancel_scope.cancel)
         nursery.start_soon(_obey_signals, node, nursery.cancel_scope)
         await nursery.start(serve_control, home.control_socket, commands.handlers())
         if not linger:
@@ -129,7 +129,7 @@ async def _run_with_controls(
         nursery.start_soon(_log_progress, node)
         await node.run()
         nursery.cancel_scope.cancel()
-    log.info("node down", step=node.trainer.step, checkpoint=node.checkpoints.step)
+    log.info("node down", step=node.step, checkpoint=node.checkpoints.step)
 
 
 async def _learn_spec(
@@ -176,8 +176,9 @@ async def _fetch_spec(transport: Transport, bootstrap: Sequence[str], run: bytes
     return found[0]
 
 
-def _build_trainer(spec: RunSpec, config: NodeConfig, peer: str) -> Trainer:
-    return Trainer(
+def _build_learner(spec: RunSpec, config: NodeConfig, peer: str) -> Trainer | OneByteLearner:
+    build = Trainer if spec.one_byte is None else build_one_byte_learner
+    return build(
         spec,
         load_data(spec, config.data_path),
         run=run_id(spec),
@@ -188,7 +189,7 @@ def _build_trainer(spec: RunSpec, config: NodeConfig, peer: str) -> Trainer:
     )
 
 
-async def _obey_signals(node: GossipNode, scope: trio.CancelScope) -> None:
+async def _obey_signals(node: Node, scope: trio.CancelScope) -> None:
     """First SIGINT or SIGTERM: stop cleanly. Second: stop now. SIGHUP is the log file's."""
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         asked = False
@@ -200,23 +201,23 @@ async def _obey_signals(node: GossipNode, scope: trio.CancelScope) -> None:
             node.stop()
 
 
-async def _log_progress(node: GossipNode) -> None:
+async def _log_progress(node: Node) -> None:
     """A line now and then; each single mix is told at debug level."""
     while True:
         await trio.sleep(PROGRESS_EVERY_S)
         if node.phase == "training":
             log.info(
                 "training",
-                step=node.trainer.step,
-                of=node.rounds.steps_total,
+                step=node.step,
+                of=node.spec.train.steps,
                 loss=node.loss and round(node.loss, 4),
                 bytes_per_s=round(node.tokens_per_s),
-                mixes=node.exchanger.mixes,
+                **node.facts(),
                 peers=len(node.members.alive(trio.current_time())),
             )
 
 
-async def _stop_when_finished(node: GossipNode) -> None:
+async def _stop_when_finished(node: Node) -> None:
     await node.wait_finished()
     node.stop()
 

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import os
 
+import msgspec
 import trio
 
 from gossip.members import Member
 from node.gossip_node import GossipNode
-from node.status import NodeStatus, PeerStatus
+from node.node import Node
+from node.one_byte_node import OneByteNode
+from node.status import NodeStatus, PeerStatus, RecordStatus
 
 VERSION = "0.1.0"
 
 
-def describe(node: GossipNode, *, name: str) -> NodeStatus:
+def describe(node: Node, *, device: str, parameters: int, name: str) -> NodeStatus:
     """A snapshot of ``node`` now."""
     traffic = node.runtime.transport.traffic()
     now_s = trio.current_time()
+    gossip = node if isinstance(node, GossipNode) else None
     return NodeStatus(
         peer=node.local,
         name=name,
@@ -28,18 +32,19 @@ def describe(node: GossipNode, *, name: str) -> NodeStatus:
         run_name=node.spec.name,
         phase=node.phase,
         problem=node.current_problem(),
-        device=str(node.trainer.device),
-        parameters=node.trainer.layout.total,
-        step=node.trainer.step,
-        steps_total=node.rounds.steps_total,
+        device=device,
+        parameters=parameters,
+        step=node.step,
+        steps_total=node.spec.train.steps,
         loss=node.loss,
         tokens_per_s=node.tokens_per_s,
-        tokens=node.trainer.tokens,
-        mixes=node.exchanger.mixes,
-        mixes_failed=node.exchanger.mixes_failed,
-        last_mix=node.exchanger.last_mix,
-        last_merge=node.merges.last,
-        merges=node.merges.count,
+        tokens=node.tokens,
+        mixes=gossip.exchanger.mixes if gossip else 0,
+        mixes_failed=gossip.exchanger.mixes_failed if gossip else 0,
+        last_mix=gossip.exchanger.last_mix if gossip else None,
+        last_merge=gossip.merges.last if gossip else None,
+        merges=gossip.merges.count if gossip else 0,
+        records=_describe_records(node) if isinstance(node, OneByteNode) else None,
         bytes_sent=traffic.bytes_sent,
         bytes_received=traffic.bytes_received,
         peers=[_describe_peer(node, member) for member in node.members.members(now_s)],
@@ -49,9 +54,28 @@ def describe(node: GossipNode, *, name: str) -> NodeStatus:
     )
 
 
-def _describe_peer(node: GossipNode, member: Member) -> PeerStatus:
+def _describe_records(node: OneByteNode) -> RecordStatus:
+    heads = node.logs.heads()
+    state = node.state_hash
+    beats = [beat for _, beat, _ in node.members.words_of_alive(trio.current_time())]
+    vector = node.logs.digest()
+    return RecordStatus(
+        applied=node.applied.records,
+        waiting=node.logs.waiting,
+        unsent=node.author.open,
+        logs=len(heads),
+        forked=sum(head.forked for head in heads),
+        log=node.author.log.hex(),
+        vector=vector.hex(),
+        state=None if state is None else state.hex(),
+        agree=sum(beat.vector == vector and beat.state == state for beat in beats),
+        ceiling=node.ceiling,
+    )
+
+
+def _describe_peer(node: Node, member: Member) -> PeerStatus:
     beat = member.heartbeat
-    return PeerStatus(
+    described = PeerStatus(
         peer=member.peer,
         state="banned" if node.ledger.banned(member.peer) else member.state,
         connected=member.peer in node.runtime.transport.peers(),
@@ -63,4 +87,14 @@ def _describe_peer(node: GossipNode, member: Member) -> PeerStatus:
         standing=node.ledger.standing(member.peer),
         last_problem=node.ledger.last_problem(member.peer),
         bytes_pulled=node.fetcher.bytes_pulled[member.peer],
+    )
+    if not isinstance(node, OneByteNode):
+        return described
+    same = beat.vector == node.logs.digest() and bool(beat.state) and node.state_hash is not None
+    return msgspec.structs.replace(
+        described,
+        records=node.applied.records_of(member.peer),
+        behind=node.logs.records - beat.records,
+        influence=node.applied.influence_of(member.peer),
+        agrees=beat.state == node.state_hash if same else None,
     )

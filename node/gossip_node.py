@@ -20,13 +20,14 @@ from node.exchange import Exchanger
 from node.life import NodeState
 from node.merge_host import Adoption, NodeMergeHost, contribution_bytes
 from node.merges import Merges
-from node.node import LOSS_TOLD_MAX, Node
+from node.node import LOSS_TOLD_MAX, Node, Weights, Which
 from node.rounds import AwaitFinalMerge, Exchange, Finished, MemberProgress, Rounds, Train
 from node.runtime import NodeOptions, Runtime
 from node.snapshots import Snapshots
 from p2p.errors import GossamerError
 from p2p.transport import PeerId
 from training.learner import Learner
+from training.merge_math import weights_hash
 from training.mixing import BEGINNER_TOKENS_SHARE
 from training.run_spec import RunSpec
 
@@ -137,6 +138,36 @@ class GossipNode(Node):
             progress=self._progress,
             settled=self._merge_settled,
         )
+
+    @property
+    def step(self) -> int:
+        """Inner steps taken since the run began."""
+        return self.trainer.step
+
+    @property
+    def tokens(self) -> int:
+        """What they learned from."""
+        return self.trainer.tokens
+
+    def facts(self) -> dict[str, int]:
+        """Mixes so far."""
+        return {"mixes": self.exchanger.mixes}
+
+    async def weights(self, which: Which) -> Weights:
+        """Our own weights, or the anchor's. Raises GossamerError when there is no anchor."""
+        if which == "live":
+            values = await self.runtime.compute.run(
+                self.trainer.read, lane="train", cost_s=self.runtime.costs.copy_s
+            )
+        elif self.merge_host.anchor is None:
+            raise GossamerError(
+                "there is no merged model yet",
+                why="no global merge has been committed in this run",
+                fix="start one: gossamer merge now    or take this node's own weights: --which live",
+            )
+        else:
+            values = self.merge_host.anchor
+        return Weights(self.trainer.layout.views(values), weights_hash(values))
 
     async def wait_finished(self) -> None:
         """Return once all inner steps are taken and all scheduled merges are committed, measured and remembered."""

@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import abc
 import math
+from dataclasses import dataclass
+from typing import Literal
 
 import structlog
 import trio
+from torch import Tensor
 
 from gossip.address_book import AddressBook
 from gossip.anti_entropy import AntiEntropy
@@ -42,6 +45,17 @@ SMOOTHING_STEPS = 20
 """Advertised loss and speed are exponential means over about this many steps."""
 LOSS_TOLD_MAX = 1e9
 """What a heartbeat can carry; a peer that sent more would be taken for hostile."""
+
+
+Which = Literal["live", "anchor"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Weights:
+    """A model's fp32 tensors by name, copied, and a hash by which people tell whether two nodes hold the same."""
+
+    tensors: dict[str, Tensor]
+    hash: bytes
 
 
 class Node(abc.ABC):
@@ -107,6 +121,24 @@ class Node(abc.ABC):
         self._problem = ""
 
     # --- what a mode says, does and remembers -------------------------------------------------------------------------
+
+    @property
+    @abc.abstractmethod
+    def step(self) -> int:
+        """Steps taken since the run began."""
+
+    @property
+    @abc.abstractmethod
+    def tokens(self) -> int:
+        """What they learned from."""
+
+    @abc.abstractmethod
+    def facts(self) -> dict[str, int]:
+        """Counters worth a line of the log."""
+
+    @abc.abstractmethod
+    async def weights(self, which: Which) -> Weights:
+        """The model as it is now (``live``), or as the last merge left it (``anchor``). Raises GossamerError."""
 
     @abc.abstractmethod
     async def wait_finished(self) -> None:

@@ -9,6 +9,7 @@ the same weights.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
@@ -24,7 +25,7 @@ from gossip.record_batches import Batch, InvalidBatch, LogRules
 from gossip.record_logs import RecordLogs
 from node.applied_records import AppliedRecords
 from node.life import NodeState
-from node.node import LOSS_TOLD_MAX, Node
+from node.node import LOSS_TOLD_MAX, Node, Weights, Which
 from node.runtime import NodeOptions, Runtime
 from p2p.transport import PeerId
 from training.one_byte import RecordLearner
@@ -80,11 +81,42 @@ class OneByteNode(Node):
         self._states: dict[bytes, bytes] = {}
         """By version vector: the state hash that we came to."""
         self._stock_s = self._saved_s = -math.inf
+        self._saving = trio.Lock()
         self._began_batch_s = 0.0
+        self._probe_s = self._apply_s = 0.0
+        """What a probe, and applying a record of another, have taken lately."""
         self.diverged: PeerId | None = None
         """A member that told of another state at the same vector: one of us is broken."""
 
     # --- what it says of itself -----------------------------------------------------------------------------------
+
+    @property
+    def step(self) -> int:
+        """Minibatches probed on since the run began."""
+        return self.learner.step
+
+    @property
+    def tokens(self) -> int:
+        """What they held."""
+        return self.learner.tokens
+
+    def facts(self) -> dict[str, int]:
+        """Records applied so far, of everybody."""
+        return {"records": self.applied.records}
+
+    async def weights(self, which: Which) -> Weights:
+        """The weights that hold every record that counts here, and the state hash. There is no other model."""
+        while True:
+            found = await self._in_lane(self._exact_weights)
+            if found is not None:
+                return found
+            await self._progress.wait()
+
+    def _exact_weights(self) -> Weights | None:
+        if not self.applied.exact:
+            return None
+        tensors = {name: tensor.clone() for name, tensor in self.learner.weights().items()}
+        return Weights(tensors, self.learner.digest())
 
     async def wait_finished(self) -> None:
         """Return once our steps are taken and everybody who is alive is done too and has told of our vector."""
@@ -96,6 +128,13 @@ class OneByteNode(Node):
             return False
         beats = [beat for _, beat, _ in self.members.words_of_alive(trio.current_time())]
         return all(beat.step >= beat.steps_total and beat.vector == self.logs.digest() for beat in beats)
+
+    @property
+    def ceiling(self) -> float | None:
+        """How many peers as fast as this one can be followed: the time of a probe over that of applying a record."""
+        if not self._probe_s or not self._apply_s:
+            return None
+        return self._probe_s / self._apply_s
 
     @property
     def state_hash(self) -> bytes | None:
@@ -206,13 +245,14 @@ class OneByteNode(Node):
         if not author.open:
             self._began_batch_s = began_s
         tokens = self.learner.tokens
-        probed = await self._in_lane(
-            partial(self.applied.take_step, author.log, author.next, author.clock),
-            cost_s=self._one_byte.probes * self.runtime.costs.step_s,
+        step = partial(self.applied.take_step, author.log, author.next, author.clock)
+        probed, took_s = await self._in_lane(
+            partial(_timed, step), cost_s=self._one_byte.probes * self.runtime.costs.step_s
         )
         author.add(probed.records)
         elapsed_s = max(trio.current_time() - began_s, 1e-6)
         self._took(1, self.learner.tokens - tokens, probed.loss, elapsed_s)
+        self._probe_s = _smoothed(self._probe_s, took_s / len(probed.records))
 
     async def _seal(self) -> None:
         """Sign what was collected, make it durable, push it; then the weights hold what counts and nothing else."""
@@ -248,7 +288,9 @@ class OneByteNode(Node):
         for batch in gone:
             await self._in_lane(partial(self.applied.apply, [], [batch]))
         for batch in come:
-            await self._in_lane(partial(self.applied.apply, [batch], []))
+            _, took_s = await self._in_lane(partial(_timed, partial(self.applied.apply, [batch], [])))
+            if batch.author != self.local:
+                self._apply_s = _smoothed(self._apply_s, took_s / len(batch.records))
 
     async def _take_stock(self) -> None:
         """Work out the state hash, and save, whenever the weights hold what counts and nothing else."""
@@ -273,6 +315,10 @@ class OneByteNode(Node):
 
     async def _save(self) -> None:
         """A segment of what is new, and a checkpoint. Failing is a problem to show, not a reason to die."""
+        async with self._saving:
+            await self._save_new()
+
+    async def _save_new(self) -> None:
         new = [batch for batch in self.logs.batches() if batch.name not in self._archived]
         if not new:
             return
@@ -291,6 +337,17 @@ class OneByteNode(Node):
         if cost_s is None:
             cost_s = self.runtime.costs.copy_s
         return await self.runtime.compute.run(work, lane="train", cost_s=cost_s)
+
+
+def _timed(work: Callable[[], T]) -> tuple[T, float]:
+    """What ``work`` returns and how many seconds it took: the lane's own, and none of waiting for it."""
+    began_s = time.perf_counter()
+    result = work()
+    return result, time.perf_counter() - began_s
+
+
+def _smoothed(mean: float, value: float) -> float:
+    return value if mean == 0.0 else 0.9 * mean + 0.1 * value
 
 
 def rules_of(spec: OneByteSpec) -> LogRules:

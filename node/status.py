@@ -36,6 +36,29 @@ class MergeReport(msgspec.Struct, frozen=True, kw_only=True):
     duration_s: float
 
 
+class RecordStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One-byte mode: what the weights hold, and who holds the same."""
+
+    applied: int
+    """Records that the weights hold, of everybody."""
+    waiting: int
+    """Records that are held and do not count yet."""
+    unsent: int
+    """Our own that are not in a batch yet."""
+    logs: int
+    forked: int
+    log: str
+    """The name of the log that this node writes, hex."""
+    vector: str
+    """The digest of the version vector, hex: who reports the same holds the same records."""
+    state: str | None
+    """The state hash at that vector, hex; None while records are on the way into the weights."""
+    agree: int
+    """Members alive that report the same vector and the same state."""
+    ceiling: float | None
+    """How many peers like this one a peer could follow before applying records took as long as making them."""
+
+
 class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One member of the swarm as this node sees it."""
 
@@ -51,6 +74,14 @@ class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):
     standing: float
     last_problem: str
     bytes_pulled: int
+    records: int | None = None
+    """One-byte mode: records of this member that our weights hold."""
+    behind: int | None = None
+    """By how many records it said it holds less than we do; negative: more."""
+    influence: float | None = None
+    """Its part of all that records have moved our weights, 0 to 1."""
+    agrees: bool | None = None
+    """Whether it reports our vector with our state hash; None where its vector is another."""
 
 
 class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,6 +113,8 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     last_mix: MixReport | None
     last_merge: MergeReport | None
     merges: int
+    records: RecordStatus | None
+    """None in gossip mode."""
     bytes_sent: int
     bytes_received: int
     peers: list[PeerStatus]

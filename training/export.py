@@ -46,15 +46,14 @@ class Exported:
 
 
 def export_safetensors(
-    values: Tensor,
-    layout: ParameterLayout,
+    weights: Mapping[str, Tensor],
     spec: RunSpec,
     *,
     dtype: ExportType = "fp32",
     metadata: Mapping[str, str],
 ) -> bytes:
-    """The safetensors bytes of flat fp32 ``values``, one named tensor per span of ``layout``, stored as ``dtype``."""
-    tensors = {name: tensor.to(_DTYPES[dtype]).clone() for name, tensor in layout.views(values).items()}
+    """The safetensors bytes of fp32 ``weights`` by name, stored as ``dtype``; the same bytes for the same weights."""
+    tensors = {name: weights[name].to("cpu", _DTYPES[dtype]).clone() for name in sorted(weights)}
     return save(tensors, metadata={**metadata, "format": "pt", "spec": spec_as_toml(spec)})
 
 

@@ -11,6 +11,7 @@ Relies on: a record is applied once, and taken back only after that.
 from __future__ import annotations
 
 import fnmatch
+import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,15 +23,15 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional as F
 
-from training.byte_code import encode, rate_units
+from training.byte_code import decode, encode, rate_units
 from training.directions import Key, KeySequence
 from training.evaluation import held_out_accuracy, held_out_loss
 from training.export import read_safetensors
 from training.integer_state import IntegerState, Move
 from training.probing import Prober
 from training.run_spec import OneByteSpec, RunSpec
-from training.tasks import Task
-from training.trainer import Counter, bad_checkpoint
+from training.tasks import Data, Task, build_task
+from training.trainer import Counter, bad_checkpoint, init_generator, resolve_device
 
 CHECKPOINT_FORMAT = "one-byte-1"
 
@@ -92,8 +93,14 @@ class RecordLearner(Protocol):
     def apply(self, come: Sequence[RecordRun], gone: Sequence[RecordRun] = ()) -> None:
         """Let the records of ``come`` move the weights, and take back those of ``gone``."""
 
+    def size_of(self, run: RecordRun) -> float:
+        """How far ``run`` moves each weight, all its steps together: step sizes times projected gradients."""
+
     def digest(self) -> bytes:
         """The state hash, 32 bytes."""
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights as they are now, by name: views, of which nothing may be changed."""
 
     def evaluate(self, *, bytes_max: int | None = None) -> float:
         """Held-out loss of the weights."""
@@ -120,7 +127,7 @@ class OneByteLearner:
         self.tokens = 0
         self._one_byte: OneByteSpec = spec.one_byte
         self._run = run
-        self._task = task
+        self.task = task
         self._rate = rate_units(self._one_byte.step_size, self._one_byte.clip)
         self._sequences: dict[bytes, KeySequence] = {}
         self._pool = KeySequence(run, POOL)
@@ -149,11 +156,11 @@ class OneByteLearner:
 
     def probe(self, log: bytes, first: int) -> Probed:
         """Probe the next minibatch: ``probes`` records, from number ``first`` of ``log`` on. Applies none of them."""
-        inputs, targets = self._task.batch(self.step)
+        inputs, targets = self.task.batch(self.step)
         losses: list[float] = []
 
         def loss() -> Tensor:
-            logits = self._task.model(inputs)
+            logits = self.task.model(inputs)
             value = F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten())
             losses.append(value.item())
             return value
@@ -164,7 +171,7 @@ class OneByteLearner:
             for number in range(spec.probes)
         ]
         self.step += 1
-        self.tokens += self._task.batch_tokens
+        self.tokens += self.task.batch_tokens
         return Probed(
             bytes(encode(slope, spec.clip, spec.table) for slope in slopes), sum(losses) / len(losses)
         )
@@ -174,6 +181,12 @@ class OneByteLearner:
         self.state.add([move for run in come for move in self._moves(run)], self._one_byte.table)
         self.state.subtract([move for run in gone for move in self._moves(run)], self._one_byte.table)
         self.state.derive(self._weights)
+
+    def size_of(self, run: RecordRun) -> float:
+        """How far ``run`` moves each weight, all its steps together: step sizes times projected gradients."""
+        spec = self._one_byte
+        halved = math.ldexp(spec.step_size, -bisect_right(spec.halvings, run.clock))
+        return halved * sum(abs(decode(byte, spec.clip, spec.table)) for byte in run.records)
 
     def _moves(self, run: RecordRun) -> list[Move]:
         rate = self._rate >> bisect_right(self._one_byte.halvings, run.clock)
@@ -201,15 +214,15 @@ class OneByteLearner:
 
     def weights(self) -> dict[str, Tensor]:
         """The weights that the model has now, by name: views, of which nothing may be changed."""
-        return {name: parameter.data for name, parameter in self._task.model.named_parameters()}
+        return {name: parameter.data for name, parameter in self.task.model.named_parameters()}
 
     def evaluate(self, *, bytes_max: int | None = None) -> float:
         """Held-out loss of the weights, in fp32."""
-        return held_out_loss(self._task, self.weights(), bytes_max)
+        return held_out_loss(self.task, self.weights(), bytes_max)
 
     def accuracy(self) -> float:
         """The share of held-out targets that the weights find likeliest."""
-        return held_out_accuracy(self._task, self.weights())
+        return held_out_accuracy(self.task, self.weights())
 
     # --- checkpoints ----------------------------------------------------------------------------------------------
 
@@ -250,6 +263,31 @@ class OneByteLearner:
         if values is None or values.dtype != torch.int32 or values.shape != self.state.values.shape:
             raise bad_checkpoint("it holds no state of this model")
         return progress, values
+
+
+def build_one_byte_learner(
+    spec: RunSpec,
+    data: Data,
+    *,
+    run: bytes,
+    peer: str,
+    part: tuple[int, int] | None,
+    device: str,
+    threads: int | None,
+) -> OneByteLearner:
+    """The learner of a node; arguments and errors are those of ``training.trainer.Trainer``."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    task = build_task(
+        spec,
+        data,
+        part=part,
+        seed=run + peer.encode(),
+        generator=init_generator(spec, peer),
+        device=resolve_device(device),
+    )
+    base = {name: parameter.detach().clone() for name, parameter in task.model.named_parameters()}
+    return OneByteLearner(spec, task, run=run, base=base)
 
 
 def _check_base(base: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -287,6 +287,8 @@ class RunSpec(_Section, frozen=True):
             raise ValueError(
                 "model.kind = mlp learns from labelled examples, data.source = npz, and no other model does"
             )
+        if self.one_byte is not None:
+            self._check_one_byte(self.one_byte)
         if self.exchange.fragments > self.model.layers:
             raise ValueError(
                 f"exchange.fragments ({self.exchange.fragments}) must not exceed the layers of the model "
@@ -301,6 +303,21 @@ class RunSpec(_Section, frozen=True):
                 raise ValueError(
                     f"train.batch times the widest layer must not exceed {ACTIVATIONS_PER_STEP_MAX:,} numbers"
                 )
+
+    def _check_one_byte(self, spec: OneByteSpec) -> None:
+        if self.init != "shared":
+            raise ValueError(
+                'in one-byte mode all nodes start from the same weights: set init = "shared" beside the name'
+            )
+        unused = {"optimizer": AdamWSpec(), "exchange": ExchangeSpec(), "merge": MergeSpec()}
+        for section, default in unused.items():
+            if getattr(self, section) != default:
+                raise ValueError(f"one-byte mode has no use of the section {section}: leave it out")
+        if spec.probes > spec.batch_records:
+            raise ValueError(
+                f"one_byte.probes ({spec.probes}) must not exceed one_byte.batch_records ({spec.batch_records}): "
+                "the records of a step travel in one batch"
+            )
 
 
 class _Versioned(_Section, frozen=True):

@@ -133,6 +133,7 @@ class TextTask:
             window_BT = torch.from_numpy(windows[start : start + rows].copy()).to(self._device).long()
             yield window_BT[:, :-1], window_BT[:, 1:]
 
+    @torch.inference_mode()
     def sample(self, weights: dict[str, Tensor], prompt: bytes, count: int, temperature: float) -> bytes:
         """What the model writes; the same call gives the same bytes. ``temperature`` 0 takes the likeliest byte."""
         generator = torch.Generator().manual_seed(self._seed)

@@ -81,15 +81,15 @@ class Trainer:
         self.step = 0
         self.tokens = 0
         self._run = run
-        self._task = build_task(
+        self.task = build_task(
             spec,
             data,
             part=part,
             seed=run + peer.encode(),
-            generator=_init_generator(spec, peer),
+            generator=init_generator(spec, peer),
             device=self.device,
         )
-        self._model = self._task.model
+        self._model = self.task.model
         self.layout = ParameterLayout.of(self._model, spec.exchange.fragments)
         self._live = torch.zeros(self.layout.total, device=self.device)
         self._gradient = torch.zeros_like(self._live)
@@ -110,17 +110,7 @@ class Trainer:
     @property
     def unit(self) -> str:
         """What ``tokens`` counts and a loss is per: ``byte`` or ``example``."""
-        return self._task.unit
-
-    @property
-    def held_out_bytes(self) -> int:
-        """Bytes of what ``evaluate`` measures on."""
-        return self._task.held_out_bytes
-
-    @property
-    def held_out_digest(self) -> bytes:
-        """BLAKE3 of what ``evaluate`` measures on: tells whether two nodes measure on the same."""
-        return self._task.held_out_digest
+        return self.task.unit
 
     # --- training -------------------------------------------------------------------------------------------------
 
@@ -129,12 +119,12 @@ class Trainer:
         total = torch.zeros((), device=self.device)
         for _ in range(steps):
             total += self._take_step()
-        tokens = steps * self._task.batch_tokens
+        tokens = steps * self.task.batch_tokens
         self.tokens += tokens
         return SliceReport(steps, tokens, total.item() / steps)
 
     def _take_step(self) -> Tensor:
-        inputs, targets = self._task.batch(self.step)
+        inputs, targets = self.task.batch(self.step)
         self._gradient.zero_()
         with torch.autocast("cuda", torch.bfloat16) if self._reduced else contextlib.nullcontext():
             logits = self._model(inputs)
@@ -185,20 +175,13 @@ class Trainer:
 
         Reads the same on every node that has the same held out: all that the spec allows, or ``bytes_max`` of it.
         """
-        return held_out_loss(self._task, self._weights(values), bytes_max)
+        return held_out_loss(self.task, self._weights(values), bytes_max)
 
     def accuracy(self, values: Tensor | None = None) -> float:
         """The share of held-out targets, bytes or examples, that the live weights, or ``values``, find likeliest."""
-        return held_out_accuracy(self._task, self._weights(values))
+        return held_out_accuracy(self.task, self._weights(values))
 
     @torch.inference_mode()
-    def sample(self, prompt: bytes, count: int, temperature: float, values: Tensor | None = None) -> bytes:
-        """``count`` bytes that the model writes after ``prompt``; the same call gives the same bytes.
-
-        ``temperature`` 0 always takes the likeliest byte. Raises TaskError for a model that writes no text.
-        """
-        return self._task.sample(self._weights(values), prompt, count, temperature)
-
     def _weights(self, values: Tensor | None) -> dict[str, Tensor]:
         return self.layout.views(self._live if values is None else values.to(self.device))
 
@@ -271,7 +254,8 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _init_generator(spec: RunSpec, peer: str) -> torch.Generator:
+def init_generator(spec: RunSpec, peer: str) -> torch.Generator:
+    """What decides the initial weights of ``peer``."""
     author = peer if spec.init == "per-peer" else ""
     seed = blake3(f"gossamer/init/{spec.seed}/{author}".encode()).digest(length=8)
     return torch.Generator().manual_seed(int.from_bytes(seed, "little") >> 1)

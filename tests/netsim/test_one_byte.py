@@ -22,6 +22,7 @@ from training.run_spec import RunSpec, parse_run_spec, run_id
 
 SPEC = parse_run_spec("""
 name = "one-byte-world"
+init = "shared"
 [train]
 steps = 400
 [one_byte]

@@ -22,6 +22,7 @@ MACHINES, PROBES, ROUNDS = 4, 4, 600
 
 DIGITS = """
 name = "one-byte-digits"
+init = "shared"
 [model]
 kind = "mlp"
 inputs = 64
@@ -99,10 +100,10 @@ def trained_by_floats() -> float:
 
 
 def float_slopes(one: OneByteLearner, machine: int, number: int) -> dict[int, float]:
-    inputs, targets = one._task.batch(number)
+    inputs, targets = one.task.batch(number)
 
     def loss() -> Tensor:
-        return nn.functional.cross_entropy(one._task.model(inputs), targets)
+        return nn.functional.cross_entropy(one.task.model(inputs), targets)
 
     places = range(number * PROBES, (number + 1) * PROBES)
     return {place: one._prober.slope(loss, one._key(log_of(machine), place), 1e-3) for place in places}
@@ -151,7 +152,7 @@ def test_probing_touches_neither_state_nor_weights() -> None:
     assert all(
         torch.equal(parameter.data, view)
         for (_, parameter), view in zip(
-            sorted(one._task.model.named_parameters()),
+            sorted(one.task.model.named_parameters()),
             one.state.grid.views(one._weights).values(),
             strict=True,
         )
@@ -223,7 +224,7 @@ def test_a_base_of_another_model_is_refused(spoil: Callable[[dict[str, Tensor]],
     base = {name: tensor.clone() for name, tensor in one.weights().items()}
     spoil(base)
     with pytest.raises(ValueError, match=said):
-        OneByteLearner(one.spec, one._task, run=RUN, base=base)
+        OneByteLearner(one.spec, one.task, run=RUN, base=base)
 
 
 def test_encoding_is_within_the_promised_error() -> None:

@@ -151,14 +151,15 @@ def test_given_weights_are_evaluated_without_touching_the_live_ones(trainer: Tra
 
 def test_samples_have_the_length_asked_for_and_repeat(trainer: Trainer, kind: str) -> None:
     trainer.run_slice(5)
+    weights, task = trainer.layout.views(trainer.read()), trainer.task
     if kind == "mlp":
         with pytest.raises(TaskError, match="writes no text"):
-            trainer.sample(b"file", 40, 0.8)
+            task.sample(weights, b"file", 40, 0.8)
         return
-    text = trainer.sample(b"file", 40, 0.8)
+    text = task.sample(weights, b"file", 40, 0.8)
     assert len(text) == 40
-    assert trainer.sample(b"file", 40, 0.8) == text
-    assert len(trainer.sample(b"", 3, 0.0, values=torch.zeros(trainer.layout.total))) == 3
+    assert task.sample(weights, b"file", 40, 0.8) == text
+    assert len(task.sample(trainer.layout.views(torch.zeros(trainer.layout.total)), b"", 3, 0.0)) == 3
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "cpu:1", "tpu", "cuda:x", "", "cpu:"])
