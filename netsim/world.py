@@ -33,7 +33,7 @@ from p2p.transport import PeerId
 from training.data import Corpus
 from training.learner import Learner
 from training.one_byte import RecordLearner
-from training.run_spec import RunSpec, run_id
+from training.run_spec import OneByteSpec, RunSpec, run_id
 from training.trainer import Trainer
 
 BOOTSTRAP_ADDRESSES = 3
@@ -301,7 +301,7 @@ class World:
 
     def _build(self, machine: Machine, runtime: Runtime, options: NodeOptions, state: NodeState) -> Node:
         learner = self._learners(machine)
-        if self.spec.one_byte is not None:
+        if isinstance(self.spec.one_byte, OneByteSpec):
             return OneByteNode(
                 runtime, options, spec=self.spec, state=state, learner=cast(RecordLearner, learner)
             )

@@ -15,6 +15,7 @@ from functools import partial
 
 import structlog
 import trio
+from msgspec import UNSET
 
 from gossip.address_book import check_address, parse_peer_address
 from gossip.links import fetch_spec
@@ -177,7 +178,7 @@ async def _fetch_spec(transport: Transport, bootstrap: Sequence[str], run: bytes
 
 
 def _build_learner(spec: RunSpec, config: NodeConfig, peer: str) -> Trainer | OneByteLearner:
-    build = Trainer if spec.one_byte is None else build_one_byte_learner
+    build = Trainer if spec.one_byte is UNSET else build_one_byte_learner
     return build(
         spec,
         load_data(spec, config.data_path),

@@ -58,7 +58,7 @@ class OneByteNode(Node):
         learner: RecordLearner,
     ) -> None:
         super().__init__(runtime, options, spec=spec, state=state)
-        assert spec.one_byte is not None
+        assert isinstance(spec.one_byte, OneByteSpec)
         self.learner = learner
         self.applied = AppliedRecords(learner)
         self._one_byte: OneByteSpec = spec.one_byte

@@ -113,7 +113,7 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     last_mix: MixReport | None
     last_merge: MergeReport | None
     merges: int
-    records: RecordStatus | None
+    records: RecordStatus | None = None
     """None in gossip mode."""
     bytes_sent: int
     bytes_received: int

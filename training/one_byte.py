@@ -121,7 +121,7 @@ class OneByteLearner:
     def __init__(self, spec: RunSpec, task: Task, *, run: bytes, base: Mapping[str, Tensor]) -> None:
         """``base``: fp32 weights of the model, by name. Raises ValueError when they are not those of it, or none is
         trained."""
-        assert spec.one_byte is not None
+        assert isinstance(spec.one_byte, OneByteSpec)
         self.spec = spec
         self.step = 0
         self.tokens = 0

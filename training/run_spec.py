@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 from blake3 import blake3
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from p2p import codec
 from p2p.errors import GossamerError, MalformedMessage
@@ -279,7 +279,7 @@ class RunSpec(_Section, frozen=True):
     train: TrainSpec = TrainSpec()
     exchange: ExchangeSpec = ExchangeSpec()
     merge: MergeSpec = MergeSpec()
-    one_byte: OneByteSpec | None = None
+    one_byte: OneByteSpec | UnsetType = UNSET
     """One-byte mode: in place of optimizer, exchange and merge, of which it has no use."""
 
     def __post_init__(self) -> None:
@@ -287,7 +287,7 @@ class RunSpec(_Section, frozen=True):
             raise ValueError(
                 "model.kind = mlp learns from labelled examples, data.source = npz, and no other model does"
             )
-        if self.one_byte is not None:
+        if isinstance(self.one_byte, OneByteSpec):
             self._check_one_byte(self.one_byte)
         if self.exchange.fragments > self.model.layers:
             raise ValueError(
@@ -392,9 +392,7 @@ def spec_from_bytes(data: bytes) -> RunSpec:
 
 def spec_as_toml(spec: RunSpec) -> str:
     """``spec`` as TOML with every key written out; parses back to an equal spec."""
-    fields: dict[str, Any] = {
-        key: value for key, value in msgspec.to_builtins(spec).items() if value is not None
-    }
+    fields: dict[str, Any] = msgspec.to_builtins(spec)
     lines = [f"{key} = {_toml_value(value)}" for key, value in fields.items() if not isinstance(value, dict)]
     for section, values in fields.items():
         if isinstance(values, dict):
