@@ -64,19 +64,14 @@ class RecordArchive:
         """Everything that is kept and whole, in an order in which it can be offered."""
         batches: list[bytes] = []
         for path in await self._segments():
-            data = await self._disk.read(path)
-            serial, named = _parsed(path)
-            self._serial = max(self._serial, serial)
-            if blake3(data).hexdigest() == named:
-                batches += decode(data, _Segment, bytes_max=len(data)).batches
-            else:
-                log.warning("records damaged, they will be asked for again", path=path)
+            self._serial = max(self._serial, _parsed(path)[0])
+            batches += await self._read(path)
         try:
             own = _whole(await self._disk.read(OWN))
         except FileNotFoundError:
             return batches
-        except MalformedMessage as error:
-            log.warning("own records damaged, starting a new log", error=error.what)
+        except (MalformedMessage, OSError) as error:
+            log.warning("own records damaged, starting a new log", error=str(error))
             return batches
         self.incarnation, self._own = own.incarnation, own.batches
         return batches + own.batches
@@ -119,13 +114,23 @@ class RecordArchive:
             total += sizes[path]
             if total > SEGMENT_BYTES_MAX:
                 break
-            data = await self._disk.read(path)
-            if blake3(data).hexdigest() == _parsed(path)[1]:
-                batches += decode(data, _Segment, bytes_max=len(data)).batches
+            batches += await self._read(path)
             joined.append(path)
         await self._write_segment(batches)
         for path in joined:
             await self._disk.delete(path)
+
+    async def _read(self, path: str) -> list[bytes]:
+        """The batches of a segment; none of one that is damaged."""
+        try:
+            data = await self._disk.read(path)
+            if blake3(data).hexdigest() == _parsed(path)[1]:
+                return decode(data, _Segment, bytes_max=len(data)).batches
+            problem = "its bytes do not match its name"
+        except OSError as error:
+            problem = str(error)
+        log.warning("records damaged, they will be asked for again", path=path, problem=problem)
+        return []
 
     async def _segments(self) -> list[str]:
         """Paths, oldest first; other files in the folder are not ours to touch."""
