@@ -71,12 +71,15 @@ class AntiEntropy:
         ledger: PeerLedger,
         limits: Limits,
         rng: random.Random,
+        pace: float = 1.0,
     ) -> None:
+        """``pace``: how much rarer regular rounds are than every INTERVAL_S."""
         self._transport = transport
         self._notices = notices
         self._ledger = ledger
         self._limits = limits
         self._rng = rng
+        self._pace = pace
         self._meeting: dict[PeerId, bool] = {}
         """Peers with a round under way, and whether another one shall follow it."""
         self._news_fanout = 0
@@ -108,7 +111,9 @@ class AntiEntropy:
 
     async def _meet_regularly(self, nursery: trio.Nursery) -> None:
         while True:
-            await trio.sleep(self._interval_s(INTERVAL_S) * self._rng.uniform(1 - JITTER, 1 + JITTER))
+            await trio.sleep(
+                self._interval_s(INTERVAL_S * self._pace) * self._rng.uniform(1 - JITTER, 1 + JITTER)
+            )
             self._meet_some(nursery, 1)
 
     async def _meet_newcomers(self, nursery: trio.Nursery) -> None:

@@ -61,6 +61,9 @@ class Weights:
 class Node(abc.ABC):
     """What both modes have in common. Built by ``node.daemon`` in life and by netsim's world in simulations."""
 
+    pace = 1.0
+    """How much more rarely than usual this mode beats and reconciles: its members wait for nobody's heartbeat."""
+
     def __init__(
         self,
         runtime: Runtime,
@@ -86,7 +89,7 @@ class Node(abc.ABC):
         self.notices = NoticeTable(
             signer=runtime.signer, run=self.run_id, incarnation=state.incarnation, limits=limits
         )
-        self.members = MemberTable(local=self.local)
+        self.members = MemberTable(local=self.local, pace=self.pace)
         self.book = AddressBook(disk, local=self.local, limits=limits, rng=rng)
         self.links = Links(
             transport=transport,
@@ -101,7 +104,12 @@ class Node(abc.ABC):
             rng=rng,
         )
         self.anti_entropy = AntiEntropy(
-            transport=transport, notices=self.notices, ledger=self.ledger, limits=limits, rng=rng
+            transport=transport,
+            notices=self.notices,
+            ledger=self.ledger,
+            limits=limits,
+            rng=rng,
+            pace=self.pace,
         )
         self.shard_server = ShardServer(
             transport=transport,
@@ -241,7 +249,7 @@ class Node(abc.ABC):
         while True:
             await trio.sleep(pause_s)
             self._publish_heartbeat()
-            pause_s = min(HEARTBEAT_GROWTH * pause_s, heartbeat_interval_s(1 + len(self.members)))
+            pause_s = min(HEARTBEAT_GROWTH * pause_s, heartbeat_interval_s(1 + len(self.members), self.pace))
 
     # --- how fast and how well it learns --------------------------------------------------------------------------
 

@@ -48,6 +48,8 @@ log = structlog.get_logger()
 class OneByteNode(Node):
     """One peer of one run in one-byte mode."""
 
+    pace = 5.0
+
     def __init__(
         self,
         runtime: Runtime,
