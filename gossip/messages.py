@@ -309,6 +309,26 @@ class Batches(Message, frozen=True):
     batches: Annotated[list[PackedBatch], Meta(max_length=BATCHES_PER_MESSAGE_MAX)]
 
 
+class SettledLog(Message, frozen=True):
+    """One log, as far as a snapshot holds it: batches and records up to its last batch, and what the next one needs."""
+
+    author: PeerText
+    incarnation: Annotated[int, Meta(ge=0, le=2**63 - 1)]
+    opened: Count
+    """The clock of its first batch."""
+    number: Annotated[int, Meta(ge=1, le=2**53)]
+    end: Count
+    clock: Count
+    """Of the last batch."""
+    name: Hash
+
+
+class Settlement(Message, frozen=True):
+    """Which records a snapshot holds: every log of which it holds any, ascending by author and incarnation."""
+
+    logs: Annotated[list[SettledLog], Meta(max_length=LOGS_MAX)]
+
+
 # --- shards: pulled by content, in chunks --------------------------------------------------------------------
 
 

@@ -22,6 +22,7 @@ Relies on: ``gossip.record_batches`` for what a batch must be.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import struct
@@ -31,8 +32,16 @@ from enum import StrEnum
 
 from blake3 import blake3
 
-from gossip.messages import BATCHES_PER_MESSAGE_MAX, HEAD_ROW_BYTES, LOG_NAME_BYTES, LOGS_MAX, FirstBatch
-from gossip.record_batches import Batch, LogRules, check, log_name, name_of, parse
+from gossip.messages import (
+    BATCHES_PER_MESSAGE_MAX,
+    HEAD_ROW_BYTES,
+    LOG_NAME_BYTES,
+    LOGS_MAX,
+    FirstBatch,
+    SettledLog,
+    Settlement,
+)
+from gossip.record_batches import Batch, InvalidBatch, LogRules, check, log_name, name_of, parse
 from p2p.errors import MalformedMessage
 from p2p.identity import Signer
 from p2p.transport import PeerId
@@ -76,16 +85,47 @@ class _Log:
     name: bytes
     author: PeerId
     incarnation: int
+    opened_clock: int = 0
+    base: Batch | None = None
+    """The last batch that is not held any more, without its records; None where the first one still is."""
     chain: list[Batch] = field(default_factory=list)
+    """What is held after that."""
     counting: int = 0
-    """How many batches of the chain count."""
+    """How many batches count, those before the chain among them."""
+    final: int = 0
+    """How many batches of it no fork can take back."""
     rivals: tuple[bytes, bytes] | None = None
     """Two packed batches that would both go on from the end of the chain: the proof that the log is forked."""
 
     @property
+    def start(self) -> int:
+        """Batches before the chain."""
+        return 0 if self.base is None else self.base.number + 1
+
+    @property
+    def length(self) -> int:
+        """All batches up to the end of the chain."""
+        return self.start + len(self.chain)
+
+    def batch(self, number: int) -> Batch:
+        """Batch ``number``, which must be held or be the base."""
+        if number < self.start:
+            assert self.base is not None
+            return self.base
+        return self.chain[number - self.start]
+
+    def end(self, number: int) -> int:
+        """Records of its first ``number`` batches."""
+        return self.batch(number - 1).end if number else 0
+
+    def between(self, first: int, number: int) -> list[Batch]:
+        """Batches from ``first`` up to ``number``."""
+        return self.chain[first - self.start : number - self.start]
+
+    @property
     def opened(self) -> tuple[int, int]:
         """In what order the logs of an author were opened. One that is forked from the start came first."""
-        return (self.chain[0].clock if self.chain else 0), self.incarnation
+        return (self.opened_clock if self.length else 0), self.incarnation
 
 
 class RecordLogs:
@@ -95,11 +135,14 @@ class RecordLogs:
         self._run = run
         self._signer = signer
         self._rules = rules
+        self._clear()
+
+    def _clear(self) -> None:
         self._logs: dict[bytes, _Log] = {}
         self._batches: dict[bytes, Batch] = {}
-        """By name: every batch of every chain."""
+        """By name: every batch of every chain, and the bases."""
         self._opened: dict[PeerId, list[_Log]] = {}
-        """What each author opened, in that order."""
+        """What each author opened."""
         self._waiting: list[tuple[int, bytes]] = []
         """A heap of (records that must be applied, log): the first batch of each log that does not count yet."""
         self._come: dict[bytes, Batch] = {}
@@ -129,47 +172,54 @@ class RecordLogs:
                 return Offer.ORPHAN, b""
             log = self._logs[before.log]
         place = 0 if before is None else before.number + 1
-        if log is not None and place == len(log.chain):
+        if log is not None and place < log.start:
+            return Offer.KNOWN, log.name
+        if log is not None and place == log.length:
             if log.rivals is not None:
                 return Offer.KNOWN, log.name
-            if len(log.chain) - log.counting >= WAITING_PER_LOG_MAX:
+            if log.length - log.counting >= WAITING_PER_LOG_MAX:
                 return Offer.WAITING, log.name
         batch = check(self._run, packed, message, before, self._rules, self._signer)
         if log is None:
             self._open(batch)
-        elif place < len(log.chain):
-            self._cut(log, place, batch)
+        elif place < log.length:
+            if place >= log.final:
+                self._cut(log, place, batch)
             return Offer.FORK, log.name
         else:
             self._extend(log, batch)
         return Offer.ACCEPTED, batch.log
 
     def _open(self, batch: Batch) -> None:
-        log = _Log(batch.log, batch.author, batch.incarnation, [batch])
-        self._logs[log.name] = log
+        log = self._add_log(batch.log, batch.author, batch.incarnation, batch.clock)
+        log.chain.append(batch)
         self._batches[batch.name] = batch
-        opened = self._opened.setdefault(log.author, [])
-        opened.append(log)
+        opened = self._opened[log.author]
         if log.opened == max(other.opened for other in opened):
             self._wait(log, len(opened) - 1)
             self._count_more()
         else:
             self._count_again()
 
+    def _add_log(self, name: bytes, author: PeerId, incarnation: int, opened_clock: int) -> _Log:
+        log = self._logs[name] = _Log(name, author, incarnation, opened_clock)
+        self._opened.setdefault(author, []).append(log)
+        return log
+
     def _extend(self, log: _Log, batch: Batch) -> None:
         log.chain.append(batch)
         self._batches[batch.name] = batch
-        if log.counting == len(log.chain) - 1:
+        if log.counting == log.length - 1:
             self._wait(log, self._rank(log))
             self._count_more()
 
     def _cut(self, log: _Log, place: int, rival: Batch) -> None:
         """End ``log`` before ``place``, where it holds another batch than ``rival``."""
-        log.rivals = log.chain[place].packed, rival.packed
+        log.rivals = log.batch(place).packed, rival.packed
         self._count(log, min(log.counting, place))
-        for batch in log.chain[place:]:
+        for batch in log.between(place, log.length):
             del self._batches[batch.name]
-        del log.chain[place:]
+        del log.chain[place - log.start :]
         self._count_again()
 
     # --- which batches count --------------------------------------------------------------------------------------
@@ -180,7 +230,7 @@ class RecordLogs:
 
     def _need(self, log: _Log, rank: int, number: int) -> int:
         """How many records must be applied before batch ``number`` of ``log`` counts."""
-        return max(log.chain[number].clock, rank * self._rules.opening_cost) - self._rules.reach
+        return max(log.batch(number).clock, rank * self._rules.opening_cost) - self._rules.reach
 
     def _wait(self, log: _Log, rank: int) -> None:
         heapq.heappush(self._waiting, (self._need(log, rank, log.counting), log.name))
@@ -190,27 +240,29 @@ class RecordLogs:
         while self._waiting and self._waiting[0][0] <= self.records:
             log = self._logs[heapq.heappop(self._waiting)[1]]
             self._count(log, log.counting + 1)
-            if log.counting < len(log.chain):
+            if log.counting < log.length:
                 self._wait(log, self._rank(log))
 
     def _count_again(self) -> None:
-        """Work out from nothing what counts, after something was taken away."""
-        counting = dict.fromkeys(self._logs, 0)
+        """Work out anew what counts beyond what is final, after something was taken away."""
+        counting = {log.name: log.final for log in self._logs.values()}
         ranks = {
             log.name: rank
             for opened in self._opened.values()
             for rank, log in enumerate(sorted(opened, key=lambda log: log.opened))
         }
-        records = 0
+        records = sum(log.end(log.final) for log in self._logs.values())
         waiting = [
-            (self._need(log, ranks[log.name], 0), log.name) for log in self._logs.values() if log.chain
+            (self._need(log, ranks[log.name], log.final), log.name)
+            for log in self._logs.values()
+            if log.length > log.final
         ]
         heapq.heapify(waiting)
         while waiting and waiting[0][0] <= records:
             log = self._logs[heapq.heappop(waiting)[1]]
-            records += len(log.chain[counting[log.name]].records)
+            records += len(log.batch(counting[log.name]).records)
             counting[log.name] += 1
-            if counting[log.name] < len(log.chain):
+            if counting[log.name] < log.length:
                 heapq.heappush(waiting, (self._need(log, ranks[log.name], counting[log.name]), log.name))
         for log in self._logs.values():
             self._count(log, counting[log.name])
@@ -218,11 +270,11 @@ class RecordLogs:
 
     def _count(self, log: _Log, number: int) -> None:
         """Let the first ``number`` batches of ``log`` count, and no more."""
-        for batch in log.chain[number : log.counting]:
+        for batch in log.between(number, log.counting):
             self.records -= len(batch.records)
             if self._come.pop(batch.name, None) is None:
                 self._gone[batch.name] = batch
-        for batch in log.chain[log.counting : number]:
+        for batch in log.between(log.counting, number):
             self.records += len(batch.records)
             if self._gone.pop(batch.name, None) is None:
                 self._come[batch.name] = batch
@@ -235,6 +287,74 @@ class RecordLogs:
         self._gone.clear()
         return come, gone
 
+    # --- what is settled ------------------------------------------------------------------------------------------
+
+    def settlement(self) -> Settlement:
+        """What counts now, as a snapshot of it names it."""
+        logs = sorted(self._logs.values(), key=lambda log: (log.author, log.incarnation))
+        return Settlement(logs=[_settled(log, log.counting) for log in logs if log.counting])
+
+    def above(self, settlement: Settlement) -> list[Batch] | None:
+        """The batches that count and ``settlement`` does not hold; None where it holds what does not count here."""
+        held = {self._name(entry): entry for entry in settlement.logs}
+        for name, entry in held.items():
+            log = self._logs.get(name)
+            if log is None or log.counting < entry.number or not _holds(log, entry):
+                return None
+        return [
+            batch
+            for log in self._logs.values()
+            for batch in log.between(max(log.start, _number(held.get(log.name))), log.counting)
+        ]
+
+    def settle(self, settlement: Settlement) -> bool:
+        """Let what ``settlement`` holds be final. False, and nothing has changed, unless all of it is held here."""
+        entries = [(self._logs.get(self._name(entry)), entry) for entry in settlement.logs]
+        if not all(
+            log is not None and log.length >= entry.number and _holds(log, entry) for log, entry in entries
+        ):
+            return False
+        for log, entry in entries:
+            assert log is not None
+            log.final = max(log.final, entry.number)
+        self._count_again()
+        return True
+
+    def begin_from(self, settlement: Settlement) -> None:
+        """Hold what ``settlement`` holds, whatever was held before, and what of that goes on from it.
+
+        ``take_changes`` then gives what counts beyond it.
+        """
+        held = [batch.packed for log in self._logs.values() for batch in log.chain]
+        held += [packed for log in self._logs.values() for packed in log.rivals or ()]
+        self._clear()
+        for entry in settlement.logs:
+            log = self._add_log(self._name(entry), PeerId(entry.author), entry.incarnation, entry.opened)
+            log.base = _base(log, entry)
+            log.counting = log.final = entry.number
+            self._batches[entry.name] = log.base
+            self.records += entry.end
+        for packed in held:
+            with contextlib.suppress(InvalidBatch):
+                self.offer(packed)
+
+    def forget(self, settlement: Settlement) -> None:
+        """Let go of the batches that ``settlement`` holds, which must be final: a snapshot stands for them."""
+        for entry in settlement.logs:
+            log = self._logs[self._name(entry)]
+            assert log.final >= entry.number
+            if log.start < entry.number:
+                for batch in log.between(log.start, entry.number):
+                    del self._batches[batch.name]
+                del log.chain[: entry.number - log.start]
+                if log.base is not None:
+                    del self._batches[log.base.name]
+                log.base = _base(log, entry)
+                self._batches[entry.name] = log.base
+
+    def _name(self, entry: SettledLog) -> bytes:
+        return log_name(self._run, PeerId(entry.author), entry.incarnation)
+
     # --- what is held ---------------------------------------------------------------------------------------------
 
     def heads(self) -> list[Head]:
@@ -246,12 +366,13 @@ class RecordLogs:
         held = self._logs.get(head.log)
         if held is None:
             return True
-        if head.forked and (held.rivals is None or head.number < len(held.chain)):
+        if head.number < held.final:
+            return False
+        if head.forked and (held.rivals is None or head.number < held.length):
             return True
-        if held.rivals is not None and head.number > len(held.chain):
-            return (
-                False  # what goes on after a fork counts nowhere; it is the other side that lacks the proof
-            )
+        if held.rivals is not None and head.number > held.length:
+            # What goes on after a fork counts nowhere; it is the other side that lacks the proof.
+            return False
         return head.number > 0 and head.name not in self._batches
 
     def head(self, log: bytes) -> Head | None:
@@ -260,8 +381,8 @@ class RecordLogs:
         return None if held is None else self._head(held)
 
     def _head(self, log: _Log) -> Head:
-        name = log.chain[-1].name if log.chain else bytes(32)
-        return Head(log.name, len(log.chain), name, log.rivals is not None)
+        name = log.batch(log.length - 1).name if log.length else bytes(32)
+        return Head(log.name, log.length, name, log.rivals is not None)
 
     def proof(self, log: bytes) -> tuple[PeerId, tuple[bytes, ...]]:
         """The author of a log, and the two batches that prove it forked, or none."""
@@ -271,17 +392,17 @@ class RecordLogs:
     def last(self, log: bytes) -> Batch | None:
         """The last batch of a log: what its author goes on from."""
         held = self._logs.get(log)
-        return held.chain[-1] if held is not None and held.chain else None
+        return held.batch(held.length - 1) if held is not None and held.length else None
 
     @property
     def waiting(self) -> int:
         """Records that are held and do not count yet."""
-        return sum(len(batch.records) for log in self._logs.values() for batch in log.chain[log.counting :])
+        return sum(log.end(log.length) - log.end(log.counting) for log in self._logs.values())
 
     def counting(self) -> Iterator[Batch]:
-        """Every batch that counts."""
+        """Every batch that is held and counts."""
         for log in self._logs.values():
-            yield from log.chain[: log.counting]
+            yield from log.between(log.start, log.counting)
 
     def batches(self) -> Iterator[Batch]:
         """Every batch that is held, those of a log in order."""
@@ -297,7 +418,7 @@ class RecordLogs:
         if held is None:
             return []
         common = max((self._batches[name].number for name in names if name in self._batches), default=-1)
-        packed = [batch.packed for batch in held.chain[common + 1 :]]
+        packed = [batch.packed for batch in held.between(max(common + 1, held.start), held.length)]
         packed += held.rivals or ()
         sizes = itertools.accumulate(map(len, packed))
         some = [item for item, size in zip(packed, sizes, strict=True) if size <= bytes_max]
@@ -309,7 +430,8 @@ class RecordLogs:
         if held is None:
             return []
         back = [0, *(1 << exponent for exponent in range(len(held.chain).bit_length()))]
-        return [held.chain[-1 - steps].name for steps in back if steps < len(held.chain)]
+        names = [held.chain[-1 - steps].name for steps in back if steps < len(held.chain)]
+        return names if held.base is None else [*names, held.base.name]
 
     def rows(self) -> bytes:
         """The version vector as it travels (``gossip.messages.Heads``)."""
@@ -321,6 +443,44 @@ class RecordLogs:
     def digest(self) -> bytes:
         """BLAKE3 of the version vector, 32 bytes."""
         return blake3(self.rows()).digest()
+
+
+def _settled(log: _Log, number: int) -> SettledLog:
+    last = log.batch(number - 1)
+    return SettledLog(
+        author=log.author,
+        incarnation=log.incarnation,
+        opened=log.opened_clock,
+        number=number,
+        end=last.end,
+        clock=last.clock,
+        name=last.name,
+    )
+
+
+def _base(log: _Log, entry: SettledLog) -> Batch:
+    """The last batch of ``entry``, as far as the one after it needs to know."""
+    return Batch(
+        name=entry.name,
+        log=log.name,
+        author=log.author,
+        incarnation=log.incarnation,
+        number=entry.number - 1,
+        first=entry.end,
+        clock=entry.clock,
+        records=b"",
+        previous=None,
+        packed=b"",
+    )
+
+
+def _holds(log: _Log, entry: SettledLog) -> bool:
+    """Whether the log that is held is the one of ``entry``, up to where both go."""
+    return entry.number < log.start or log.batch(entry.number - 1).name == entry.name
+
+
+def _number(entry: SettledLog | None) -> int:
+    return 0 if entry is None else entry.number
 
 
 def parse_rows(rows: bytes) -> list[Head]:

@@ -196,6 +196,35 @@ def test_changes_add_up_to_what_counts(history: list[Made], rng: random.Random) 
             assert applied == counted(table)
 
 
+@settings(max_examples=1000, deadline=None)
+@given(histories, st.randoms(use_true_random=False))
+def test_a_snapshot_and_what_follows_is_the_same_for_all(history: list[Made], rng: random.Random) -> None:
+    """Who made it and forgot what it holds, who joined by it, and who comes with another history of a forked log."""
+    packed = signed(history)
+    maker, newcomer, late = logs(), logs(), logs()
+    offer_until_still(maker, packed[: rng.randint(0, len(packed))])
+    settlement = maker.settlement()
+    assert maker.above(settlement) == []
+    assert maker.settle(settlement)
+    if rng.random() < 0.5:
+        maker.forget(settlement)
+    newcomer.begin_from(settlement)
+    assert newcomer.records == maker.records
+
+    offer_until_still(late, rng.sample(packed, len(packed)))
+    if not late.settle(settlement):
+        assert any(head.forked for head in late.heads())
+        late.begin_from(settlement)
+    for table in (maker, newcomer, late):
+        offer_until_still(table, rng.sample(packed, len(packed)))
+    reconcile(maker, late)
+    reconcile(newcomer, late)
+    reconcile(maker, newcomer)
+    assert maker.records == newcomer.records == late.records
+    beyond = [{batch.name for batch in table.above(settlement) or ()} for table in (maker, newcomer, late)]
+    assert beyond[0] == beyond[1] == beyond[2]
+
+
 # --- one rule at a time ---------------------------------------------------------------------------------------------
 
 

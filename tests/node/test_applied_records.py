@@ -44,7 +44,7 @@ def state_of(counting: list[Batch]) -> bytes:
 def test_any_order_grouping_or_repetition_gives_the_same_state(
     history: list[Made], rng: random.Random
 ) -> None:
-    """Honest batches, forks, floods and false clocks, delivered twice in any order to two nodes that look now and then."""
+    """Honest batches, forks, floods and false clocks, delivered twice to nodes that look at them now and then."""
     packed = signed(history)
     hashes = set()
     for _ in range(2):
