@@ -150,11 +150,21 @@ class Heartbeat(Message, frozen=True):
     """The state hash at that vector; empty where it was not worked out."""
 
 
+class SnapshotVote(Message, frozen=True):
+    """Body of kind ``snapshot``: the state that these records come to, as this member has worked it out itself."""
+
+    records: Count
+    settlement: ShardRef
+    """The canonical bytes of a Settlement."""
+    state: ShardRef
+    """All states, sorted by tensor name, int32 little-endian."""
+
+
 PACKED_NOTICE_BYTES_MAX = 16 << 10
 PackedNotice = Annotated[bytes, Meta(max_length=PACKED_NOTICE_BYTES_MAX)]
 """The canonical bytes of a Notice: they are passed on as they came."""
 
-NOTICE_BODIES: dict[str, type[Message]] = {"heartbeat": Heartbeat}
+NOTICE_BODIES: dict[str, type[Message]] = {"heartbeat": Heartbeat, "snapshot": SnapshotVote}
 """Every kind of notice and the message its body holds; other kinds are refused."""
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import msgspec
 import structlog
@@ -21,16 +21,19 @@ from blake3 import blake3
 from msgspec import Meta
 
 from gossip.disk import Disk
-from gossip.messages import PackedBatch
+from gossip.messages import PackedBatch, Settlement, SnapshotVote
 from p2p.codec import decode, encode
 from p2p.errors import MalformedMessage
 
 FOLDER = "records"
 OWN = f"{FOLDER}/own.cbor"
+BASE = f"{FOLDER}/base.cbor"
 SEGMENT = re.compile(r"([0-9]{12,})-([0-9a-f]{64})\.cbor")
 SEGMENT_BYTES_MAX = 64 << 20
 SEGMENTS_SMALL_MAX = 16
 """Segments below a quarter of SEGMENT_BYTES_MAX that may lie beside each other before they are joined."""
+
+K = TypeVar("K", "_Own", "Base")
 
 log = structlog.get_logger()
 
@@ -49,6 +52,14 @@ class _Own(msgspec.Struct, frozen=True, tag=True, tag_field="t", forbid_unknown_
     batches: list[PackedBatch]
 
 
+class Base(msgspec.Struct, frozen=True, tag=True, tag_field="t", forbid_unknown_fields=True):
+    """The certified snapshot below which no batches are kept. ``hash`` is the BLAKE3 of all the rest."""
+
+    hash: bytes
+    vote: SnapshotVote
+    settlement: Settlement
+
+
 class RecordArchive:
     """The batches of one run that this node keeps."""
 
@@ -57,17 +68,26 @@ class RecordArchive:
         self._serial = 0
         self._own: list[bytes] = []
         self._writing = trio.Lock()
+        self.base: Base | None = None
+        """What the batches go on from; None where the first of every log is kept."""
         self.incarnation: int | None = None
         """The log that we write; None when there is none that can be gone on with."""
 
     async def load(self) -> list[bytes]:
-        """Everything that is kept and whole, in an order in which it can be offered."""
+        """Every batch that is kept and whole, in an order in which it can be offered, going on from ``base``."""
         batches: list[bytes] = []
+        try:
+            self.base = _whole(await self._disk.read(BASE), Base)
+        except FileNotFoundError:
+            pass
+        except (MalformedMessage, OSError) as error:
+            log.warning("settlement damaged, records will be asked for again", error=str(error))
+            return []
         for path in await self._segments():
             self._serial = max(self._serial, _parsed(path)[0])
             batches += await self._read(path)
         try:
-            own = _whole(await self._disk.read(OWN))
+            own = _whole(await self._disk.read(OWN), _Own)
         except FileNotFoundError:
             return batches
         except (MalformedMessage, OSError) as error:
@@ -91,10 +111,21 @@ class RecordArchive:
                 await self._write_own(self.incarnation, [batch for batch in self._own if batch not in kept])
             await self._join_small()
 
+    async def keep_above(self, vote: SnapshotVote, settlement: Settlement, batches: Sequence[bytes]) -> None:
+        """Keep ``batches`` and no others: those that go on from a certified snapshot. Raises OSError."""
+        async with self._writing:
+            old = await self._segments()
+            base = Base(hash=b"", vote=vote, settlement=settlement)
+            await self._disk.write_atomic(BASE, _sealed(base))
+            self.base = base
+            if batches:
+                await self._write_segment(batches)
+            for path in old:
+                await self._disk.delete(path)
+
     async def _write_own(self, incarnation: int, batches: list[bytes]) -> None:
         own = _Own(hash=b"", incarnation=incarnation, batches=batches)
-        digest = blake3(encode(own)).digest()
-        await self._disk.write_atomic(OWN, encode(msgspec.structs.replace(own, hash=digest)))
+        await self._disk.write_atomic(OWN, _sealed(own))
         self.incarnation, self._own = incarnation, batches
 
     async def _write_segment(self, batches: Sequence[bytes]) -> None:
@@ -146,9 +177,14 @@ def _parsed(path: str) -> tuple[int, str]:
     return int(name[1]), name[2]
 
 
-def _whole(data: bytes) -> _Own:
+def _sealed(kept: _Own | Base) -> bytes:
+    digest = blake3(encode(kept)).digest()
+    return encode(msgspec.structs.replace(kept, hash=digest))
+
+
+def _whole(data: bytes, kind: type[K]) -> K:
     """Raises MalformedMessage when a bit of it has changed."""
-    own = decode(data, _Own, bytes_max=len(data))
-    if blake3(encode(msgspec.structs.replace(own, hash=b""))).digest() != own.hash:
+    kept = decode(data, kind, bytes_max=len(data))
+    if blake3(encode(msgspec.structs.replace(kept, hash=b""))).digest() != kept.hash:
         raise MalformedMessage("its bytes do not match their hash")
-    return own
+    return kept

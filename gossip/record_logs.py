@@ -296,7 +296,7 @@ class RecordLogs:
 
     def above(self, settlement: Settlement) -> list[Batch] | None:
         """The batches that count and ``settlement`` does not hold; None where it holds what does not count here."""
-        held = {self._name(entry): entry for entry in settlement.logs}
+        held = self.named(settlement)
         for name, entry in held.items():
             log = self._logs.get(name)
             if log is None or log.counting < entry.number or not _holds(log, entry):
@@ -351,6 +351,10 @@ class RecordLogs:
                     del self._batches[log.base.name]
                 log.base = _base(log, entry)
                 self._batches[entry.name] = log.base
+
+    def named(self, settlement: Settlement) -> dict[bytes, SettledLog]:
+        """The entries of ``settlement`` by the names of their logs."""
+        return {self._name(entry): entry for entry in settlement.logs}
 
     def _name(self, entry: SettledLog) -> bytes:
         return log_name(self._run, PeerId(entry.author), entry.incarnation)

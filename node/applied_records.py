@@ -12,12 +12,13 @@ Relies on: ``gossip.record_logs`` to name each batch once when it comes to count
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
+from gossip.messages import SettledLog, Settlement
 from gossip.record_batches import Batch
 from p2p.transport import PeerId
 from training.one_byte import Probed, RecordLearner, RecordRun
@@ -110,6 +111,29 @@ class AppliedRecords:
         self.learner.apply([], gone=self._ahead)
         self._ahead.clear()
 
+    # --- snapshots ------------------------------------------------------------------------------------------------
+
+    def state_without(self, above: Sequence[Batch]) -> bytes:
+        """The state of what counts less ``above``, all of which is applied; our own newest records left out too."""
+        return self.learner.state_without([*map(_run_of, above), *self._ahead])
+
+    def begin_from(self, settlement: Settlement, names: Mapping[bytes, SettledLog], state: bytes) -> None:
+        """Hold what ``settlement`` holds and nothing else. Raises ValueError for a state of another model."""
+        self.learner.take_state(state)
+        self._ahead.clear()
+        self._places = {
+            name: _Place(name.hex(), entry.number, entry.name.hex()) for name, entry in names.items()
+        }
+        self._begin_account(settlement.logs)
+
+    def _begin_account(self, settled: Iterable[SettledLog]) -> None:
+        """By how far settled records moved the weights is not known any more: influence counts from here."""
+        self.records, self._of, self._moved = 0, {}, {}
+        for entry in settled:
+            author = PeerId(entry.author)
+            self.records += entry.end
+            self._of[author] = self._of.get(author, 0) + entry.end
+
     # --- checkpoints ----------------------------------------------------------------------------------------------
 
     def save(self) -> bytes:
@@ -117,24 +141,31 @@ class AppliedRecords:
         assert self.exact
         return self.learner.save(msgspec.json.encode(sorted(self._places.values(), key=_log_of)).decode())
 
-    def load(self, data: bytes, held: Iterable[Batch]) -> None:
+    def load(self, data: bytes, held: Iterable[Batch], settled: Mapping[bytes, SettledLog]) -> None:
         """Go on from what ``save`` returned. Raises CheckpointError, and changes nothing, unless all of it is sound and
-        every batch that it had applied is among those ``held``."""
+        every batch that it had applied is among those ``held`` or the last of its log that is ``settled``."""
         try:
             places = msgspec.json.decode(self.learner.applied_in(data), type=list[_Place])
         except msgspec.MsgspecError as error:
             raise bad_checkpoint(str(error)) from error
         wanted = {place.log: place for place in places}
-        applied: dict[str, int] = {}
         held = list(held)
+        applied = {
+            name.hex(): entry.end
+            for name, entry in settled.items()
+            if (place := wanted.get(name.hex()))
+            and (place.number, place.name) == (entry.number, entry.name.hex())
+        }
         for batch in held:
             place = wanted.get(batch.log.hex())
             if place is not None and batch.number + 1 == place.number and batch.name.hex() == place.name:
                 applied[place.log] = batch.end
-        if missing := wanted.keys() - applied.keys():
+        missing = wanted.keys() - applied.keys() | {name.hex() for name in settled} - wanted.keys()
+        if missing:
             raise bad_checkpoint(f"it holds records of {len(missing)} logs that are not held here")
         self.learner.load(data)
         self._places = {bytes.fromhex(log): place for log, place in wanted.items()}
+        self._begin_account(settled.values())
         for batch in held:
             if batch.number < self._number(batch.log):
                 self._account(batch, 1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TypeVar
 
@@ -18,14 +18,16 @@ import structlog
 import trio
 
 from gossip.log_spread import LogSpread
-from gossip.messages import Heartbeat
+from gossip.messages import Heartbeat, SettledLog, Settlement, SnapshotVote
 from gossip.record_archive import RecordArchive
 from gossip.record_author import RecordAuthor
 from gossip.record_batches import Batch, InvalidBatch, LogRules
 from gossip.record_logs import RecordLogs
+from gossip.store import ShardMissing
 from node.applied_records import AppliedRecords
 from node.life import NodeState
 from node.node import LOSS_TOLD_MAX, Node, Weights, Which
+from node.record_snapshots import RecordSnapshots
 from node.runtime import NodeOptions, Runtime
 from p2p.transport import PeerId
 from training.one_byte import RecordLearner
@@ -35,6 +37,11 @@ from training.trainer import CheckpointError
 STOCK_S = 1.0
 """A state hash is worked out at most this often."""
 CHECKPOINT_S = 20.0
+JOIN_S = 600.0
+"""The longest that a newcomer waits for a snapshot that members have told of."""
+JOIN_LOOK_S = 0.5
+JOIN_LOOKS = 6
+"""Looks at what members tell, before a newcomer takes it that there is no snapshot."""
 RETRY_S = 5.0
 """After the disk would not take a batch."""
 STATES_REMEMBERED = 256
@@ -74,6 +81,17 @@ class OneByteNode(Node):
             limits=options.limits,
             rng=runtime.rng,
             changed=self._progress.made,
+        )
+        self.snapshots = RecordSnapshots(
+            local=self.local,
+            notices=self.notices,
+            store=self.store,
+            fetcher=self.fetcher,
+            ledger=self.ledger,
+            keeper=self,
+            alive=self._alive,
+            every_records=spec.one_byte.snapshot_records,
+            votes_needed=spec.one_byte.snapshot_votes,
         )
         self.author: RecordAuthor
         """Who writes our log, from the moment that what was written before is known."""
@@ -182,20 +200,26 @@ class OneByteNode(Node):
     # --- starting and stopping ------------------------------------------------------------------------------------
 
     async def _remember(self) -> None:
-        for packed in await self.archive.load():
+        batches = await self.archive.load()
+        base = self.archive.base
+        settled = self.logs.named(base.settlement) if base is not None else {}
+        if base is not None:
+            self.logs.begin_from(base.settlement)
+        for packed in batches:
             try:
                 self.logs.offer(packed)
             except InvalidBatch as error:
                 log.warning("archived batch refused", fault=error.fault)
         held = list(self.logs.batches())
         self._archived = {batch.name for batch in held}
-        checkpoint = await self.checkpoints.load()
-        if checkpoint is not None:
+        if not await self._resume(held, settled) and base is not None:
             try:
-                await self._in_lane(partial(self.applied.load, checkpoint.state, held))
-                log.info("resumed", step=self.learner.step, records=self.applied.records)
-            except CheckpointError as error:
-                log.warning("starting from the base weights", reason=error.what)
+                state = await self.store.get(base.vote.state)
+                await self._in_lane(partial(self.applied.begin_from, base.settlement, settled, state))
+            except (ShardMissing, ValueError) as error:
+                log.warning("nothing to go on from, joining anew", reason=str(error))
+                self.logs.begin_from(Settlement(logs=[]))
+                held, self._archived = [], set()
         self.logs.take_changes()
         come, gone = self.applied.difference(self.logs.counting(), held)
         await self._apply(come, gone)
@@ -208,10 +232,40 @@ class OneByteNode(Node):
             rng=self.runtime.rng,
         )
 
+    async def _resume(self, held: list[Batch], settled: Mapping[bytes, SettledLog]) -> bool:
+        """Take up the last checkpoint; returns whether there was one that could be."""
+        checkpoint = await self.checkpoints.load()
+        if checkpoint is None:
+            return False
+        try:
+            await self._in_lane(partial(self.applied.load, checkpoint.state, held, settled))
+        except CheckpointError as error:
+            log.warning("checkpoint of no use", reason=error.what)
+            return False
+        log.info("resumed", step=self.learner.step, records=self.applied.records)
+        return True
+
     def _begin(self, nursery: trio.Nursery) -> None:
+        nursery.start_soon(self._take_part, nursery)
+
+    async def _take_part(self, nursery: trio.Nursery) -> None:
+        """Whoever holds nothing begins from a snapshot, if there is one, instead of asking for every batch there was."""
+        if not self.logs.records and len(self.book):
+            self.phase = "joining"
+            with trio.move_on_after(JOIN_S):
+                await self._join()
         nursery.start_soon(self.spread.run)
         nursery.start_soon(self._learn)
         nursery.start_soon(self._follow)
+        nursery.start_soon(self.snapshots.run)
+
+    async def _join(self) -> None:
+        """Return once a snapshot was taken over, or members are heard that know of none."""
+        looks = 0
+        while self.snapshots.certified is None and looks < JOIN_LOOKS:
+            await trio.sleep(JOIN_LOOK_S)
+            await self.snapshots.look()
+            looks += bool(self.members.peers()) and not self.snapshots.known
 
     async def _make_durable(self) -> None:
         if self.author.open:
@@ -282,8 +336,11 @@ class OneByteNode(Node):
 
     async def _apply_changes(self) -> None:
         async with self._applying:
-            while any(changes := self.logs.take_changes()):
-                await self._apply(*changes)
+            await self._drain()
+
+    async def _drain(self) -> None:
+        while any(changes := self.logs.take_changes()):
+            await self._apply(*changes)
 
     async def _apply(self, come: list[Batch], gone: list[Batch]) -> None:
         """In small parts, so that a step or an evaluation need not wait for all of it."""
@@ -293,6 +350,55 @@ class OneByteNode(Node):
             _, took_s = await self._in_lane(partial(_timed, partial(self.applied.apply, [batch], [])))
             if batch.author != self.local:
                 self._apply_s = _smoothed(self._apply_s, took_s / len(batch.records))
+
+    # --- snapshots: this node as a RecordKeeper -------------------------------------------------------------------
+
+    @property
+    def records(self) -> int:
+        """How many count."""
+        return self.logs.records
+
+    def settlement(self) -> Settlement:
+        """Which ones."""
+        return self.logs.settlement()
+
+    async def state_of(self, settlement: Settlement) -> bytes | None:
+        """The state that ``settlement`` comes to; None while it holds what does not count here."""
+        async with self._applying:
+            await self._drain()
+            above = self.logs.above(settlement)
+            if above is None:
+                return None
+            return await self._in_lane(partial(self.applied.state_without, above))
+
+    async def settle(self, settlement: Settlement) -> bool:
+        """Let what it holds be final; False while not all of it is held here."""
+        settled = self.logs.settle(settlement)
+        self._progress.made()
+        return settled
+
+    async def begin_from(self, settlement: Settlement, state: bytes) -> None:
+        """Hold it and what is known beyond it, and nothing else. Raises ValueError."""
+        async with self._applying:
+            names = self.logs.named(settlement)
+            await self._in_lane(partial(self.applied.begin_from, settlement, names, state))
+            self.logs.begin_from(settlement)
+            await self._drain()
+        log.info("began from a snapshot", records=self.logs.records)
+
+    async def forget(self, settlement: Settlement, vote: SnapshotVote) -> None:
+        """Let go of the batches it holds, here and on disk."""
+        self.logs.forget(settlement)
+        held = list(self.logs.batches())
+        try:
+            await self.archive.keep_above(vote, settlement, [batch.packed for batch in held])
+        except OSError as error:
+            self._report_problem(f"records cannot be kept: {error.strerror}; free disk space")
+        else:
+            self._archived = {batch.name for batch in held}
+        await self._save(always=True)
+
+    # --- what holds ---------------------------------------------------------------------------------------------------
 
     async def _take_stock(self) -> None:
         """Work out the state hash, and save, whenever the weights hold what counts and nothing else."""
@@ -315,14 +421,14 @@ class OneByteNode(Node):
         exact = self.applied.exact and self.applied.records == self.logs.records
         return self.learner.digest() if exact else None
 
-    async def _save(self) -> None:
+    async def _save(self, *, always: bool = False) -> None:
         """A segment of what is new, and a checkpoint. Failing is a problem to show, not a reason to die."""
         async with self._saving:
-            await self._save_new()
+            await self._save_new(always)
 
-    async def _save_new(self) -> None:
+    async def _save_new(self, always: bool) -> None:
         new = [batch for batch in self.logs.batches() if batch.name not in self._archived]
-        if not new:
+        if not new and not always:
             return
         state = await self._in_lane(lambda: self.applied.save() if self.applied.exact else None)
         if state is None:

@@ -176,10 +176,29 @@ class IntegerState:
     def digest(self) -> bytes:
         """BLAKE3 of the grid and every number, little-endian: the state hash."""
         hasher = blake3(self.grid.digest)
+        for part in self._parts():
+            hasher.update(part)
+        return hasher.digest()
+
+    def to_bytes(self) -> bytes:
+        """Every number, little-endian, the tensors sorted by name."""
+        return b"".join(self._parts())
+
+    def take(self, data: bytes) -> None:
+        """Become the state that ``to_bytes`` gave. Raises ValueError for one of another size."""
+        if len(data) != 4 * sum(span.stop - span.start for span in self.grid.spans):
+            raise ValueError(f"{len(data)} bytes are not a state of this model")
+        numbers = torch.frombuffer(bytearray(data), dtype=torch.int32)
+        at = 0
+        for span in self.grid.spans:
+            count = span.stop - span.start
+            self.values[span.start : span.stop].copy_(numbers[at : at + count])
+            at += count
+
+    def _parts(self) -> Iterator[memoryview]:
         values = self.values.cpu()
         for span in self.grid.spans:
-            hasher.update(values[span.start : span.stop].numpy().data.cast("B"))
-        return hasher.digest()
+            yield values[span.start : span.stop].numpy().data.cast("B")
 
     def largest(self) -> int:
         """The largest absolute value: beyond ``WARNING_SIZE`` the run should end before it wraps."""

@@ -96,6 +96,12 @@ class RecordLearner(Protocol):
     def size_of(self, run: RecordRun) -> float:
         """How far ``run`` moves each weight, all its steps together: step sizes times projected gradients."""
 
+    def state_without(self, gone: Sequence[RecordRun]) -> bytes:
+        """The state as it would be without the records of ``gone``: every number, little-endian."""
+
+    def take_state(self, state: bytes) -> None:
+        """Go on from a state that ``state_without`` gave, here or elsewhere. Raises ValueError."""
+
     def digest(self) -> bytes:
         """The state hash, 32 bytes."""
 
@@ -209,6 +215,17 @@ class OneByteLearner:
     def digest(self) -> bytes:
         """The state hash, 32 bytes: of everything that the records decide, and nothing else."""
         return self.state.digest()
+
+    def state_without(self, gone: Sequence[RecordRun]) -> bytes:
+        """The state as it would be without the records of ``gone``: every number, little-endian."""
+        state = IntegerState(self.state.grid, self.state.values.clone())
+        state.subtract([move for run in gone for move in self._moves(run)], self._one_byte.table)
+        return state.to_bytes()
+
+    def take_state(self, state: bytes) -> None:
+        """Go on from a state that ``state_without`` gave, here or elsewhere. Raises ValueError."""
+        self.state.take(state)
+        self.state.derive(self._weights)
 
     # --- use ------------------------------------------------------------------------------------------------------
 

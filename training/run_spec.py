@@ -251,6 +251,10 @@ class OneByteSpec(_Section, frozen=True):
     """Records that are signed and sent at once."""
     batch_s_max: Annotated[float, Meta(ge=0.1, le=3600)] = 10.0
     """A record is sent at the latest this long after it was made."""
+    snapshot_records: Annotated[int, Meta(ge=0, le=1 << 40)] = 65_536
+    """Records between snapshots, from which newcomers start and below which no fork reaches; 0: none are made."""
+    snapshot_votes: Annotated[int, Meta(ge=1, le=1024)] = 2
+    """Members that must have come to the same snapshot before anybody relies on it."""
     log_allowance: Annotated[int, Meta(ge=4096, le=1 << 30)] = 65_536
     """Records that a log may hold whatever its clock says (docs/PROTOCOL.md, "Batches")."""
     log_share_percent: Annotated[int, Meta(ge=1, le=100)] = 100
