@@ -149,7 +149,7 @@ async def forge(liar: OneByteNode, told: list[OneByteNode]) -> None:
 async def test_a_peer_that_tells_two_histories_ends_alone(autojump_clock: object) -> None:
     async with world(6, 5) as one:
         await one.start_all()
-        await trio.sleep(10)
+        await trio.sleep(15)
         liar, *honest = nodes(one)
         await forge(liar, honest[:2])
         await trio.sleep(20)
