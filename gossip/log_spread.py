@@ -156,7 +156,8 @@ class LogSpread:
                 self._push(packed, name, sender)
             case Offer.KNOWN:
                 self.duplicates += 1
-                if self._bringers.get(name) != sender:
+                # What was asked for has no bringer: the first who pushes that log is as good as any.
+                if self._bringers.setdefault(name, sender) != sender:
                     self._say(sender, Quiet(logs=name))
             case Offer.ORPHAN:
                 self._nursery.start_soon(self._compare_with, sender)
