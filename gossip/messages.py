@@ -150,19 +150,34 @@ class Heartbeat(Message, frozen=True):
     """The state hash at that vector; empty where it was not worked out."""
 
 
-class SnapshotVote(Message, frozen=True):
-    """Body of kind ``snapshot``: the state that these records come to, as this member has worked it out itself."""
+class RecordSnapshot(Message, frozen=True):
+    """The state that some records come to."""
 
     records: Count
     settlement: ShardRef
-    """The canonical bytes of a Settlement."""
+    """The canonical bytes of a Settlement: which records."""
     state: ShardRef
     """All states, sorted by tensor name, int32 little-endian."""
+
+
+class SnapshotVote(Message, frozen=True):
+    """Body of kind ``snapshot``: this member has come to that snapshot by itself."""
+
+    snapshot: RecordSnapshot
+    certificate: ShardRef | None
+    """The canonical bytes of the Certificate of the latest snapshot that it relies on."""
 
 
 PACKED_NOTICE_BYTES_MAX = 16 << 10
 PackedNotice = Annotated[bytes, Meta(max_length=PACKED_NOTICE_BYTES_MAX)]
 """The canonical bytes of a Notice: they are passed on as they came."""
+
+
+class Certificate(Message, frozen=True):
+    """Votes for one snapshot, by different members: as many as the run asks for."""
+
+    votes: Annotated[list[PackedNotice], Meta(max_length=1024)]
+
 
 NOTICE_BODIES: dict[str, type[Message]] = {"heartbeat": Heartbeat, "snapshot": SnapshotVote}
 """Every kind of notice and the message its body holds; other kinds are refused."""

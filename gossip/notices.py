@@ -237,6 +237,21 @@ class NoticeTable:
         register = self._registers.get(_register_key(author, kind))
         return register.envelope.notice if register is not None else None
 
+    def verified(self, packed: bytes, body_type: type[Body]) -> tuple[PeerId, Body] | None:
+        """Author and body of a notice that need not be the newest of its kind; None unless all of it is sound."""
+        try:
+            envelope = _open(packed)
+            body = _read(envelope).body if envelope.notice.kind in NOTICE_BODIES else None
+        except MalformedMessage:
+            return None
+        notice = envelope.notice
+        author = PeerId(notice.author)
+        if not isinstance(body, body_type):
+            return None
+        if not self._signer.verify(author, PURPOSE, _claim_of(self._run, notice), notice.signature):
+            return None
+        return author, body
+
     def packed(self, author: PeerId, kind: str) -> bytes | None:
         """The same as it travels."""
         register = self._registers.get(_register_key(author, kind))

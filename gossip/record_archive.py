@@ -21,7 +21,7 @@ from blake3 import blake3
 from msgspec import Meta
 
 from gossip.disk import Disk
-from gossip.messages import PackedBatch, Settlement, SnapshotVote
+from gossip.messages import Certificate, PackedBatch, RecordSnapshot, Settlement
 from p2p.codec import decode, encode
 from p2p.errors import MalformedMessage
 
@@ -56,7 +56,8 @@ class Base(msgspec.Struct, frozen=True, tag=True, tag_field="t", forbid_unknown_
     """The certified snapshot below which no batches are kept. ``hash`` is the BLAKE3 of all the rest."""
 
     hash: bytes
-    vote: SnapshotVote
+    snapshot: RecordSnapshot
+    certificate: Certificate
     settlement: Settlement
 
 
@@ -96,6 +97,10 @@ class RecordArchive:
         self.incarnation, self._own = own.incarnation, own.batches
         return batches + own.batches
 
+    def disown(self) -> None:
+        """Nothing of what is kept can be gone on with: neither our log nor the base."""
+        self.base, self.incarnation, self._own = None, None, []
+
     async def keep_own(self, incarnation: int, batch: bytes) -> None:
         """Make a batch of our own durable. Raises OSError; it must not be pushed then."""
         async with self._writing:
@@ -111,11 +116,17 @@ class RecordArchive:
                 await self._write_own(self.incarnation, [batch for batch in self._own if batch not in kept])
             await self._join_small()
 
-    async def keep_above(self, vote: SnapshotVote, settlement: Settlement, batches: Sequence[bytes]) -> None:
+    async def keep_above(
+        self,
+        snapshot: RecordSnapshot,
+        certificate: Certificate,
+        settlement: Settlement,
+        batches: Sequence[bytes],
+    ) -> None:
         """Keep ``batches`` and no others: those that go on from a certified snapshot. Raises OSError."""
         async with self._writing:
             old = await self._segments()
-            base = Base(hash=b"", vote=vote, settlement=settlement)
+            base = Base(hash=b"", snapshot=snapshot, certificate=certificate, settlement=settlement)
             await self._disk.write_atomic(BASE, _sealed(base))
             self.base = base
             if batches:

@@ -35,11 +35,32 @@ class RecordAuthor:
         self._logs = logs
         self._archive = archive
         self._rules = rules
-        goes_on = archive.incarnation
-        self._incarnation = goes_on if goes_on is not None else rng.getrandbits(63)
-        self.log = log_name(run, signer.peer, self._incarnation)
+        self._rng = rng
         self._open = bytearray()
         self._clock = 0
+        self._begin(archive.incarnation)
+
+    def _begin(self, incarnation: int | None) -> None:
+        self._incarnation = incarnation if incarnation is not None else self._rng.getrandbits(63)
+        self.log = log_name(self._run, self._signer.peer, self._incarnation)
+        self._wrote = self._end()
+        if self._wrote[1]:
+            self._begin(None)  # What is forked ends there for everybody.
+
+    def _end(self) -> tuple[int, bool]:
+        """Where our log ends in the table, and whether it is forked there."""
+        head = self._logs.head(self.log)
+        return (0, False) if head is None else (head.number, head.forked)
+
+    @property
+    def disowned(self) -> bool:
+        """Whether our log ends elsewhere than we left it: somebody else has our key, or we have lost our memory."""
+        return self._end() != self._wrote
+
+    def begin_anew(self) -> None:
+        """Write another log from here on. What was not sealed is forgotten."""
+        self._open.clear()
+        self._begin(None)
 
     @property
     def next(self) -> int:
@@ -63,6 +84,8 @@ class RecordAuthor:
     @property
     def room(self) -> int:
         """How many more records may be added before the batch must be sealed, or others have made theirs."""
+        if not self._logs.takes_more(self.log):
+            return 0
         return min(self._rules.records_max - len(self._open), self._rules.capacity(self.clock) - self.next)
 
     def add(self, records: bytes) -> None:
@@ -83,4 +106,5 @@ class RecordAuthor:
         )
         await self._archive.keep_own(self._incarnation, packed)
         self._open.clear()
+        self._wrote = (self._wrote[0] + 1, False)
         return packed

@@ -398,6 +398,11 @@ class RecordLogs:
         held = self._logs.get(log)
         return held.batch(held.length - 1) if held is not None and held.length else None
 
+    def takes_more(self, log: bytes) -> bool:
+        """Whether a next batch of ``log`` would be held: not too many of it wait to count."""
+        held = self._logs.get(log)
+        return held is None or held.length - held.counting < WAITING_PER_LOG_MAX
+
     @property
     def waiting(self) -> int:
         """Records that are held and do not count yet."""

@@ -18,7 +18,7 @@ import structlog
 import trio
 
 from gossip.log_spread import LogSpread
-from gossip.messages import Heartbeat, SettledLog, Settlement, SnapshotVote
+from gossip.messages import Heartbeat, SettledLog, Settlement
 from gossip.record_archive import RecordArchive
 from gossip.record_author import RecordAuthor
 from gossip.record_batches import Batch, InvalidBatch, LogRules
@@ -27,7 +27,7 @@ from gossip.store import ShardMissing
 from node.applied_records import AppliedRecords
 from node.life import NodeState
 from node.node import LOSS_TOLD_MAX, Node, Weights, Which
-from node.record_snapshots import RecordSnapshots
+from node.record_snapshots import Certified, RecordSnapshots
 from node.runtime import NodeOptions, Runtime
 from p2p.transport import PeerId
 from training.one_byte import RecordLearner
@@ -214,12 +214,15 @@ class OneByteNode(Node):
         self._archived = {batch.name for batch in held}
         if not await self._resume(held, settled) and base is not None:
             try:
-                state = await self.store.get(base.vote.state)
+                state = await self.store.get(base.snapshot.state)
                 await self._in_lane(partial(self.applied.begin_from, base.settlement, settled, state))
             except (ShardMissing, ValueError) as error:
                 log.warning("nothing to go on from, joining anew", reason=str(error))
                 self.logs.begin_from(Settlement(logs=[]))
                 held, self._archived = [], set()
+                self.archive.disown()
+        if (base := self.archive.base) is not None:
+            await self.snapshots.resume(Certified(base.snapshot, base.settlement, base.certificate))
         self.logs.take_changes()
         come, gone = self.applied.difference(self.logs.counting(), held)
         await self._apply(come, gone)
@@ -265,7 +268,7 @@ class OneByteNode(Node):
         while self.snapshots.certified is None and looks < JOIN_LOOKS:
             await trio.sleep(JOIN_LOOK_S)
             await self.snapshots.look()
-            looks += bool(self.members.peers()) and not self.snapshots.known
+            looks += bool(self.members.peers()) and not self.snapshots.offered
 
     async def _make_durable(self) -> None:
         if self.author.open:
@@ -279,6 +282,8 @@ class OneByteNode(Node):
         """Probe until all steps are taken; stop for as long as our share of the records is used up."""
         author, probes = self.author, self._one_byte.probes
         while self.learner.step < self.spec.train.steps:
+            if author.disowned:
+                await self._begin_anew()
             if author.room < probes and author.open:
                 await self._seal()
             if author.room < probes:
@@ -294,6 +299,12 @@ class OneByteNode(Node):
             await self._seal()
         self.phase = "finished"
         self._progress.made()
+
+    async def _begin_anew(self) -> None:
+        """Our log goes on otherwise than we wrote it, or ends in a fork: another life of ours is, or was, at it too."""
+        log.warning("our log was continued elsewhere, starting another", log=self.author.log.hex())
+        await self._in_lane(self.applied.take_back)
+        self.author.begin_anew()
 
     async def _take_step(self) -> None:
         author = self.author
@@ -313,6 +324,9 @@ class OneByteNode(Node):
     async def _seal(self) -> None:
         """Sign what was collected, make it durable, push it; then the weights hold what counts and nothing else."""
         while True:
+            if self.author.disowned:
+                await self._begin_anew()
+                return
             try:
                 packed = await self.author.seal()
                 break
@@ -386,12 +400,17 @@ class OneByteNode(Node):
             await self._drain()
         log.info("began from a snapshot", records=self.logs.records)
 
-    async def forget(self, settlement: Settlement, vote: SnapshotVote) -> None:
-        """Let go of the batches it holds, here and on disk."""
-        self.logs.forget(settlement)
+    async def forget(self, certified: Certified) -> None:
+        """Let go of the batches that it holds, here and on disk."""
+        self.logs.forget(certified.settlement)
         held = list(self.logs.batches())
         try:
-            await self.archive.keep_above(vote, settlement, [batch.packed for batch in held])
+            await self.archive.keep_above(
+                certified.snapshot,
+                certified.certificate,
+                certified.settlement,
+                [batch.packed for batch in held],
+            )
         except OSError as error:
             self._report_problem(f"records cannot be kept: {error.strerror}; free disk space")
         else:

@@ -19,7 +19,7 @@ import trio
 from blake3 import blake3
 
 from gossip.ledger import PeerLedger
-from gossip.messages import LOGS_MAX, Settlement, ShardRef, SnapshotVote
+from gossip.messages import LOGS_MAX, Certificate, RecordSnapshot, Settlement, ShardRef, SnapshotVote
 from gossip.notices import NoticeTable
 from gossip.shard_transfer import FetchFailed, ShardFetcher
 from gossip.store import ShardStore, StoreFull, outline_of
@@ -34,6 +34,7 @@ PATIENCE_S = 20.0
 """How long batches may be on their way before a certified snapshot that holds them is fetched instead."""
 FETCH_TIMEOUT_S = 600.0
 SETTLEMENT_BYTES_MAX = 200 * LOGS_MAX
+CERTIFICATE_BYTES_MAX = 1 << 20
 
 log = structlog.get_logger()
 
@@ -57,17 +58,17 @@ class RecordKeeper(Protocol):
     async def begin_from(self, settlement: Settlement, state: bytes) -> None:
         """Hold it and what is known beyond it, and nothing else. Raises ValueError."""
 
-    async def forget(self, settlement: Settlement, vote: SnapshotVote) -> None:
+    async def forget(self, certified: Certified) -> None:
         """Let go of the batches that a certified snapshot holds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Certified:
-    """A snapshot that enough members came to."""
+    """A snapshot that enough members came to, and their votes."""
 
-    vote: SnapshotVote
+    snapshot: RecordSnapshot
     settlement: Settlement
-    voters: tuple[PeerId, ...]
+    certificate: Certificate
 
 
 class RecordSnapshots:
@@ -95,21 +96,26 @@ class RecordSnapshots:
         self._alive = alive
         self._every = every_records
         self._needed = votes_needed
-        self._voted: SnapshotVote | None = None
-        self._refused: set[bytes] = set()
-        """Encoded votes that do not hold here."""
+        self._voted: RecordSnapshot | None = None
+        self._refused: set[RecordSnapshot] = set()
+        """Snapshots that do not come out here."""
         self._due: tuple[int, float] = (0, 0.0)
         """The height that is due, and since when."""
-        self._waiting: tuple[SnapshotVote, float] | None = None
+        self._waiting: tuple[RecordSnapshot, float] | None = None
         """A certified snapshot of which not everything is held here, and since when."""
-        self._kept_for = ""
-        """The owner of the shards of the snapshot below which batches were let go of."""
+        self._certificate: ShardRef | None = None
+        self._read_certificates: set[ShardRef] = set()
+        """Those of others that were looked at."""
+        self._base = ""
+        """For whom the shards of the snapshot are kept below which batches were let go of."""
         self.certified: Certified | None = None
 
     @property
-    def known(self) -> bool:
-        """Whether any member tells of a snapshot."""
-        return any(self._vote_of(peer) for peer in self._notices.authors())
+    def offered(self) -> bool:
+        """Whether members tell of a certified snapshot, or enough of them vote for one."""
+        votes = self._votes()
+        certified = any(vote.certificate is not None for vote, _ in self._told())
+        return certified or any(len(voters) >= self._needed for voters in votes.values())
 
     async def run(self) -> None:
         """Propose, confirm and certify until cancelled."""
@@ -122,29 +128,62 @@ class RecordSnapshots:
         if not self._every:
             return
         await self._count_votes()
-        for peer in self._notices.authors():
-            vote = self._vote_of(peer)
-            if vote is not None and peer != self._local and self._is_new(vote):
-                await self._consider(vote, peer)
+        await self._read_what_others_rely_on()
+        for vote, peer in self._told():
+            snapshot = vote.snapshot
+            if peer != self._local and snapshot.records > self._settled() and snapshot not in self._refused:
+                await self._consider(snapshot, peer)
         await self._propose()
 
-    def _vote_of(self, peer: PeerId) -> SnapshotVote | None:
-        return self._notices.body_of(peer, "snapshot", SnapshotVote)
+    async def resume(self, certified: Certified) -> None:
+        """Go on from a certified snapshot of an earlier life, and vouch for it again."""
+        self.certified, self._voted = certified, certified.snapshot
+        self._base = self._keep(certified.snapshot)
+        await self._tell()
 
-    def _is_new(self, vote: SnapshotVote) -> bool:
-        settled = max(
-            self._voted.records if self._voted else 0, self.certified.vote.records if self.certified else 0
-        )
-        return vote.records > settled and encode(vote) not in self._refused
+    def _told(self) -> list[tuple[SnapshotVote, PeerId]]:
+        found = []
+        for peer in self._notices.authors():
+            vote = self._notices.body_of(peer, "snapshot", SnapshotVote)
+            if vote is not None and not self._ledger.banned(peer):
+                found.append((vote, peer))
+        return found
+
+    def _votes(self) -> dict[RecordSnapshot, list[PeerId]]:
+        votes: dict[RecordSnapshot, list[PeerId]] = {}
+        for vote, peer in self._told():
+            votes.setdefault(vote.snapshot, []).append(peer)
+        return votes
+
+    def _settled(self) -> int:
+        """Records of the latest snapshot that we voted for or rely on."""
+        known = [self._voted, self.certified.snapshot if self.certified else None]
+        return max((snapshot.records for snapshot in known if snapshot), default=0)
+
+    def _keep(self, snapshot: RecordSnapshot) -> str:
+        owner = f"records/{snapshot.records}"
+        for shard in (snapshot.settlement, snapshot.state):
+            self._store.pin(shard, owner)
+        return owner
+
+    async def _tell(self) -> None:
+        """Publish our vote, and what we rely on."""
+        assert self._voted is not None
+        if self.certified is not None:
+            try:
+                await self._store.release("certificate")
+                data = encode(self.certified.certificate)
+                self._certificate = await self._store.put(data, owner="certificate")
+            except (StoreFull, OSError) as error:
+                log.warning("certificate not kept", error=str(error))
+        self._notices.publish("snapshot", SnapshotVote(snapshot=self._voted, certificate=self._certificate))
 
     # --- voting -----------------------------------------------------------------------------------------------------
 
     async def _propose(self) -> None:
         height = self._keeper.records // self._every
-        voted = [
-            vote.records // self._every for peer in self._notices.authors() if (vote := self._vote_of(peer))
-        ]
-        if height == 0 or height <= max(voted, default=0):
+        told = [vote.snapshot.records // self._every for vote, _ in self._told()]
+        if height == 0 or height <= max(told, default=0):
             return
         now_s = trio.current_time()
         if self._due[0] != height:
@@ -157,19 +196,19 @@ class RecordSnapshots:
         if state is not None:
             await self._vote(settlement, state)
 
-    async def _consider(self, vote: SnapshotVote, peer: PeerId) -> None:
+    async def _consider(self, snapshot: RecordSnapshot, peer: PeerId) -> None:
         """Come to the same snapshot, if all of it counts here."""
-        settlement = await self._settlement(vote, [peer])
+        settlement = await self._settlement(snapshot, [peer])
         if settlement is None:
             return
         state = await self._keeper.state_of(settlement)
         if state is None:
             return
         ref, _ = await outline_of(state)
-        if ref != vote.state:
-            self._refused.add(encode(vote))
-            self._ledger.note(peer, "false-snapshot", f"of {vote.records:,} records")
-            log.error("a snapshot that does not come out", peer=peer, records=vote.records)
+        if ref != snapshot.state:
+            self._refused.add(snapshot)
+            self._ledger.note(peer, "false-snapshot", f"of {snapshot.records:,} records")
+            log.error("a snapshot that does not come out", peer=peer, records=snapshot.records)
             return
         await self._vote(settlement, state)
 
@@ -177,7 +216,7 @@ class RecordSnapshots:
         records = sum(entry.end for entry in settlement.logs)
         owner = f"records/{records}"
         try:
-            vote = SnapshotVote(
+            snapshot = RecordSnapshot(
                 records=records,
                 settlement=await self._store.put(encode(settlement), owner=owner, sync=True),
                 state=await self._store.put(state, owner=owner, sync=True),
@@ -185,71 +224,119 @@ class RecordSnapshots:
         except (StoreFull, OSError) as error:
             log.warning("snapshot not kept", error=str(error))
             return
-        previous, self._voted = self._voted, vote
-        self._notices.publish("snapshot", vote)
-        if previous is not None and (self.certified is None or previous != self.certified.vote):
+        previous, self._voted = self._voted, snapshot
+        await self._tell()
+        if previous is not None and (
+            self.certified is None or previous.records > self.certified.snapshot.records
+        ):
             await self._store.release(f"records/{previous.records}")
         log.info("voted for a snapshot", records=records)
 
     # --- certifying -------------------------------------------------------------------------------------------------
 
     async def _count_votes(self) -> None:
-        votes: dict[SnapshotVote, list[PeerId]] = {}
-        for peer in self._notices.authors():
-            if (vote := self._vote_of(peer)) is not None and not self._ledger.banned(peer):
-                votes.setdefault(vote, []).append(peer)
-        enough = [vote for vote, peers in votes.items() if len(peers) >= self._needed]
-        best = max(enough, key=lambda vote: (vote.records, encode(vote)), default=None)
-        if best is None or (self.certified is not None and best.records <= self.certified.vote.records):
-            return
-        voters = tuple(sorted(votes[best]))
-        settlement = await self._settlement(best, voters)
+        votes = self._votes()
+        enough = [snapshot for snapshot, peers in votes.items() if len(peers) >= self._needed]
+        best = max(enough, key=lambda snapshot: (snapshot.records, encode(snapshot)), default=None)
+        if best is not None:
+            packed = [self._notices.packed(peer, "snapshot") for peer in sorted(votes[best])[: self._needed]]
+            await self._certify(best, Certificate(votes=[notice for notice in packed if notice is not None]))
+
+    async def _read_what_others_rely_on(self) -> None:
+        """Certificates of snapshots whose voters have voted for later ones since, or are gone."""
+        for vote, peer in self._told():
+            ref = vote.certificate
+            if ref is None or ref in self._read_certificates or ref.size > CERTIFICATE_BYTES_MAX:
+                continue
+            try:
+                data = await self._fetch(ref, [peer])
+            except (FetchFailed, StoreFull, OSError):
+                continue
+            self._read_certificates.add(ref)
+            try:
+                certificate = decode(data, Certificate, bytes_max=CERTIFICATE_BYTES_MAX)
+            except MalformedMessage as error:
+                self._ledger.note(peer, "malformed", error.what)
+                continue
+            snapshot = self._certified_by(certificate)
+            if snapshot is None:
+                self._ledger.note(peer, "false-snapshot", "a certificate that certifies nothing")
+            elif not await self._certify(snapshot, certificate):
+                self._read_certificates.discard(ref)
+
+    def _certified_by(self, certificate: Certificate) -> RecordSnapshot | None:
+        """The snapshot that enough different members have voted for."""
+        votes = [self._notices.verified(packed, SnapshotVote) for packed in certificate.votes]
+        voters = {vote[0] for vote in votes if vote is not None}
+        snapshots = {vote[1].snapshot for vote in votes if vote is not None}
+        if None in votes or len(snapshots) != 1 or len(voters) < self._needed:
+            return None
+        return snapshots.pop()
+
+    async def _certify(self, best: RecordSnapshot, certificate: Certificate) -> bool:
+        """Rely on ``best``, if it is later than what we rely on; False when that has to wait."""
+        if self.certified is not None and best.records <= self.certified.snapshot.records:
+            return True
+        holders = [
+            peer for vote, peer in self._told() if vote.snapshot == best or vote.certificate is not None
+        ]
+        settlement = await self._settlement(best, holders)
         if settlement is None:
-            return
+            return False
+        began = False
         if not await self._keeper.settle(settlement):
             now_s = trio.current_time()
             if self._waiting is None or self._waiting[0] != best:
                 self._waiting = (best, now_s)
             if self._keeper.records and now_s - self._waiting[1] < PATIENCE_S:
-                return
-            if not await self.begin_from(best, settlement, voters):
-                return
-        for shard in (best.settlement, best.state):
-            self._store.pin(shard, f"records/{best.records}")
-        before, self.certified = self.certified, Certified(best, settlement, voters)
-        log.info("snapshot certified", records=best.records, voters=len(voters))
+                return False
+            if not await self._begin_from(best, settlement, holders):
+                return False
+            began = True
+        self._keep(best)
+        before, self.certified = self.certified, Certified(best, settlement, certificate)
+        if self._voted is None or self._voted.records < best.records:
+            self._voted = best
+        log.info("snapshot certified", records=best.records)
+        await self._tell()
+        if began:
+            before = self.certified  # What is held goes on from this one, and from none before it.
         if before is not None:
-            # Its state is kept with it: what is on disk goes on from there.
-            await self._keeper.forget(before.settlement, before.vote)
-            await self._store.release(self._kept_for)
-            self._kept_for = f"records/{before.vote.records}"
+            await self._keeper.forget(before)
+            owner = self._keep(before.snapshot)
+            if self._base not in ("", owner):
+                await self._store.release(self._base)
+            self._base = owner
+        return True
 
-    async def begin_from(self, vote: SnapshotVote, settlement: Settlement, voters: Sequence[PeerId]) -> bool:
-        """Take a certified snapshot over from those who voted for it; returns whether that went well."""
+    async def _begin_from(
+        self, snapshot: RecordSnapshot, settlement: Settlement, holders: Sequence[PeerId]
+    ) -> bool:
+        """Take a certified snapshot over from those who hold it; returns whether that went well."""
         try:
-            state = await self._fetch(vote.state, voters)
+            state = await self._fetch(snapshot.state, holders)
             await self._keeper.begin_from(settlement, state)
         except (FetchFailed, StoreFull, ValueError, OSError) as error:
-            log.warning("snapshot not taken over", records=vote.records, error=str(error))
+            log.warning("snapshot not taken over", records=snapshot.records, error=str(error))
             return False
         return True
 
-    async def _settlement(self, vote: SnapshotVote, holders: Sequence[PeerId]) -> Settlement | None:
-        """What ``vote`` says is held; None while it cannot be had, or is not what a vote may name."""
-        if vote.settlement.size > SETTLEMENT_BYTES_MAX:
-            self._refused.add(encode(vote))
+    async def _settlement(self, snapshot: RecordSnapshot, holders: Sequence[PeerId]) -> Settlement | None:
+        """Which records ``snapshot`` holds; None while that cannot be had, or is not what a snapshot may hold."""
+        if snapshot.settlement.size > SETTLEMENT_BYTES_MAX:
+            self._refused.add(snapshot)
             return None
         try:
-            data = await self._fetch(vote.settlement, holders)
+            data = await self._fetch(snapshot.settlement, holders)
             settlement = decode(data, Settlement, bytes_max=SETTLEMENT_BYTES_MAX)
         except MalformedMessage:
-            self._refused.add(encode(vote))
+            self._refused.add(snapshot)
             return None
         except (FetchFailed, StoreFull, OSError):
             return None
         names = [(entry.author, entry.incarnation) for entry in settlement.logs]
-        if names != sorted(set(names)) or sum(entry.end for entry in settlement.logs) != vote.records:
-            self._refused.add(encode(vote))
+        if names != sorted(set(names)) or sum(entry.end for entry in settlement.logs) != snapshot.records:
+            self._refused.add(snapshot)
             return None
         return settlement
 
