@@ -417,7 +417,7 @@ class OneByteNode(Node):
             self._archived = {batch.name for batch in held}
         await self._save(always=True)
 
-    # --- what holds ---------------------------------------------------------------------------------------------------
+    # --- taking stock ---------------------------------------------------------------------------------------------
 
     async def _take_stock(self) -> None:
         """Work out the state hash, and save, whenever the weights hold what counts and nothing else."""

@@ -36,6 +36,9 @@ FETCH_TIMEOUT_S = 600.0
 SETTLEMENT_BYTES_MAX = 200 * LOGS_MAX
 CERTIFICATE_BYTES_MAX = 1 << 20
 
+REMEMBERED_MAX = 4096
+"""Certificates that need not be read again, and snapshots that need not be worked out again."""
+
 log = structlog.get_logger()
 
 
@@ -101,8 +104,10 @@ class RecordSnapshots:
         """Snapshots that do not come out here."""
         self._due: tuple[int, float] = (0, 0.0)
         """The height that is due, and since when."""
-        self._waiting: tuple[RecordSnapshot, float] | None = None
-        """A certified snapshot of which not everything is held here, and since when."""
+        self._candidates: dict[RecordSnapshot, Certificate] = {}
+        """Certified snapshots that we do not rely on yet."""
+        self._behind_since_s: float | None = None
+        """Since when there is one of which not everything is held here."""
         self._certificate: ShardRef | None = None
         self._read_certificates: set[ShardRef] = set()
         """Those of others that were looked at."""
@@ -127,8 +132,9 @@ class RecordSnapshots:
         """Do whatever is due now."""
         if not self._every:
             return
-        await self._count_votes()
+        self._count_votes()
         await self._read_what_others_rely_on()
+        await self._certify()
         for vote, peer in self._told():
             snapshot = vote.snapshot
             if peer != self._local and snapshot.records > self._settled() and snapshot not in self._refused:
@@ -206,7 +212,7 @@ class RecordSnapshots:
             return
         ref, _ = await outline_of(state)
         if ref != snapshot.state:
-            self._refused.add(snapshot)
+            self._refuse(snapshot)
             self._ledger.note(peer, "false-snapshot", f"of {snapshot.records:,} records")
             log.error("a snapshot that does not come out", peer=peer, records=snapshot.records)
             return
@@ -234,13 +240,13 @@ class RecordSnapshots:
 
     # --- certifying -------------------------------------------------------------------------------------------------
 
-    async def _count_votes(self) -> None:
-        votes = self._votes()
-        enough = [snapshot for snapshot, peers in votes.items() if len(peers) >= self._needed]
-        best = max(enough, key=lambda snapshot: (snapshot.records, encode(snapshot)), default=None)
-        if best is not None:
-            packed = [self._notices.packed(peer, "snapshot") for peer in sorted(votes[best])[: self._needed]]
-            await self._certify(best, Certificate(votes=[notice for notice in packed if notice is not None]))
+    def _count_votes(self) -> None:
+        for snapshot, voters in self._votes().items():
+            if len(voters) >= self._needed and snapshot not in self._candidates:
+                packed = [self._notices.packed(peer, "snapshot") for peer in sorted(voters)[: self._needed]]
+                self._candidates[snapshot] = Certificate(
+                    votes=[notice for notice in packed if notice is not None]
+                )
 
     async def _read_what_others_rely_on(self) -> None:
         """Certificates of snapshots whose voters have voted for later ones since, or are gone."""
@@ -252,6 +258,8 @@ class RecordSnapshots:
                 data = await self._fetch(ref, [peer])
             except (FetchFailed, StoreFull, OSError):
                 continue
+            if len(self._read_certificates) >= REMEMBERED_MAX:
+                self._read_certificates.clear()
             self._read_certificates.add(ref)
             try:
                 certificate = decode(data, Certificate, bytes_max=CERTIFICATE_BYTES_MAX)
@@ -261,8 +269,8 @@ class RecordSnapshots:
             snapshot = self._certified_by(certificate)
             if snapshot is None:
                 self._ledger.note(peer, "false-snapshot", "a certificate that certifies nothing")
-            elif not await self._certify(snapshot, certificate):
-                self._read_certificates.discard(ref)
+            else:
+                self._candidates[snapshot] = certificate
 
     def _certified_by(self, certificate: Certificate) -> RecordSnapshot | None:
         """The snapshot that enough different members have voted for."""
@@ -273,41 +281,46 @@ class RecordSnapshots:
             return None
         return snapshots.pop()
 
-    async def _certify(self, best: RecordSnapshot, certificate: Certificate) -> bool:
-        """Rely on ``best``, if it is later than what we rely on; False when that has to wait."""
-        if self.certified is not None and best.records <= self.certified.snapshot.records:
-            return True
+    async def _certify(self) -> None:
+        """Rely on the latest certified snapshot, once all of it is held here, or has been for too long not."""
+        self._candidates = {
+            snapshot: certificate
+            for snapshot, certificate in self._candidates.items()
+            if self.certified is None or snapshot.records > self.certified.snapshot.records
+        }
+        if not self._candidates:
+            return
+        best = max(self._candidates, key=lambda snapshot: (snapshot.records, encode(snapshot)))
         holders = [
             peer for vote, peer in self._told() if vote.snapshot == best or vote.certificate is not None
         ]
         settlement = await self._settlement(best, holders)
         if settlement is None:
-            return False
+            return
         began = False
         if not await self._keeper.settle(settlement):
             now_s = trio.current_time()
-            if self._waiting is None or self._waiting[0] != best:
-                self._waiting = (best, now_s)
-            if self._keeper.records and now_s - self._waiting[1] < PATIENCE_S:
-                return False
+            self._behind_since_s = self._behind_since_s or now_s
+            if self._keeper.records and now_s - self._behind_since_s < PATIENCE_S:
+                return
             if not await self._begin_from(best, settlement, holders):
-                return False
+                return
             began = True
+        self._behind_since_s = None
         self._keep(best)
-        before, self.certified = self.certified, Certified(best, settlement, certificate)
+        before, self.certified = self.certified, Certified(best, settlement, self._candidates[best])
         if self._voted is None or self._voted.records < best.records:
             self._voted = best
         log.info("snapshot certified", records=best.records)
         await self._tell()
         if began:
-            before = self.certified  # What is held goes on from this one, and from none before it.
+            before = self.certified  # What is held goes on from this one now, and from none before it.
         if before is not None:
             await self._keeper.forget(before)
             owner = self._keep(before.snapshot)
             if self._base not in ("", owner):
                 await self._store.release(self._base)
             self._base = owner
-        return True
 
     async def _begin_from(
         self, snapshot: RecordSnapshot, settlement: Settlement, holders: Sequence[PeerId]
@@ -324,21 +337,26 @@ class RecordSnapshots:
     async def _settlement(self, snapshot: RecordSnapshot, holders: Sequence[PeerId]) -> Settlement | None:
         """Which records ``snapshot`` holds; None while that cannot be had, or is not what a snapshot may hold."""
         if snapshot.settlement.size > SETTLEMENT_BYTES_MAX:
-            self._refused.add(snapshot)
+            self._refuse(snapshot)
             return None
         try:
             data = await self._fetch(snapshot.settlement, holders)
             settlement = decode(data, Settlement, bytes_max=SETTLEMENT_BYTES_MAX)
         except MalformedMessage:
-            self._refused.add(snapshot)
+            self._refuse(snapshot)
             return None
         except (FetchFailed, StoreFull, OSError):
             return None
         names = [(entry.author, entry.incarnation) for entry in settlement.logs]
         if names != sorted(set(names)) or sum(entry.end for entry in settlement.logs) != snapshot.records:
-            self._refused.add(snapshot)
+            self._refuse(snapshot)
             return None
         return settlement
+
+    def _refuse(self, snapshot: RecordSnapshot) -> None:
+        if len(self._refused) >= REMEMBERED_MAX:
+            self._refused.clear()
+        self._refused.add(snapshot)
 
     async def _fetch(self, ref: ShardRef, holders: Sequence[PeerId]) -> bytes:
         if self._store.holds(ref):
