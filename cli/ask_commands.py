@@ -13,8 +13,9 @@ from rich.live import Live
 from rich.markup import escape
 
 from cli.common import Common, command
-from cli.views import peers_table, printable, status_text
+from cli.views import logs_table, peers_table, printable, status_text
 from node.config import format_bytes
+from p2p.errors import GossamerError
 
 MERGE_TIMEOUT_S = 150.0
 WORK_TIMEOUT_S = 600.0
@@ -22,6 +23,8 @@ WORK_TIMEOUT_S = 600.0
 REFRESH_S = 2.0
 
 merge_app = typer.Typer(help="The global merge: one exact average over all members.", no_args_is_help=True)
+
+log_app = typer.Typer(help="One-byte mode: the logs of records.", no_args_is_help=True)
 
 Which = Annotated[
     Literal["anchor", "live"],
@@ -42,6 +45,7 @@ def register(app: typer.Typer) -> None:
     for name, function in before.items():
         command(app, name, rich_help_panel=panel)(function)
     app.add_typer(merge_app, name="merge", rich_help_panel=panel)
+    app.add_typer(log_app, name="log", rich_help_panel=panel)
     for name, function in after.items():
         command(app, name, rich_help_panel=panel)(function)
 
@@ -115,6 +119,38 @@ def merge_now(common: Common) -> None:
         before = "" if report.loss_before is None else f", {report.loss_before:.4f} before it here"
         lines.append(f"loss     {report.loss_merged:.4f} on held-out text{before}")
     common.print(report, "\n".join(lines))
+
+
+@command(log_app, "show")
+def log_show(common: Common) -> None:
+    """Every log this node holds: whose, how many records of it count, and where it ends."""
+    from node.status import LogStatus
+
+    logs = common.ask("logs", result_type=list[LogStatus])
+    common.print(logs, logs_table(logs) if logs else "no records yet")
+
+
+@command(log_app, "verify")
+def log_verify(common: Common) -> None:
+    """Check every signature and rule again, and that the weights are exactly what the records say."""
+    from node.control import VerifyLogs
+    from node.status import Verification
+
+    found = common.ask("verify_logs", VerifyLogs(), result_type=Verification, timeout_s=WORK_TIMEOUT_S)
+    origin = f"the snapshot of {found.settled:,} records" if found.settled else "the base weights"
+    common.print(
+        found,
+        f"batches  {found.batches:,} checked again, {found.records:,} records\n"
+        f"state    {found.state}\n"
+        f"counting {'the same' if found.counts_alike else '[bold red]DIFFERENT[/]'} when read anew\n"
+        f"weights  without these records {'are' if found.comes_back else '[bold red]ARE NOT[/]'} {origin}",
+    )
+    if not (found.counts_alike and found.comes_back):
+        raise GossamerError(
+            "the weights are not what the records say",
+            why="memory or disk of this machine has changed them, or this is a bug",
+            fix="stop the node, delete its checkpoints folder, and start it again: it replays the records",
+        )
 
 
 def export(

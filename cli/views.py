@@ -11,7 +11,7 @@ from rich.table import Table
 from node.config import format_bytes
 
 if TYPE_CHECKING:
-    from node.status import MixReport, NodeStatus, PeerStatus
+    from node.status import LogStatus, MixReport, NodeStatus, PeerStatus
 
 MIX_PEERS_SHOWN = 3
 
@@ -74,6 +74,27 @@ def peers_table(peers: Sequence[PeerStatus]) -> Table:
 def _record_cells(peer: PeerStatus) -> tuple[str, str, str, str]:
     same = {True: "yes", False: "[bold red]NO[/]", None: "-"}[peer.agrees]
     return f"{peer.records or 0:,}", f"{peer.behind or 0:,}", f"{peer.influence or 0.0:.1%}", same
+
+
+def logs_table(logs: Sequence[LogStatus]) -> Table:
+    """One row for each log."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("log", "author", "batches", "records", "waiting", "clock", "last batch", ""):
+        table.add_column(
+            title, justify="right" if title in ("batches", "records", "waiting", "clock") else "left"
+        )
+    for log in logs:
+        table.add_row(
+            log.log[:8],
+            short(log.author),
+            f"{log.batches:,}",
+            f"{log.records:,}",
+            f"{log.waiting:,}",
+            f"{log.clock:,}",
+            log.last[:16],
+            "[bold red]forked[/]" if log.forked else "",
+        )
+    return table
 
 
 def mix_text(mix: MixReport | None, names: Mapping[str, str] | None = None) -> str:

@@ -398,6 +398,12 @@ class RecordLogs:
         held = self._logs.get(log)
         return held.batch(held.length - 1) if held is not None and held.length else None
 
+    def describe(self, log: bytes) -> tuple[PeerId, int, int, int]:
+        """Author, incarnation, records that count and records that wait, of a log that is held."""
+        held = self._logs[log]
+        counting = held.end(held.counting)
+        return held.author, held.incarnation, counting, held.end(held.length) - counting
+
     def takes_more(self, log: bytes) -> bool:
         """Whether a next batch of ``log`` would be held: not too many of it wait to count."""
         held = self._logs.get(log)

@@ -18,6 +18,7 @@ from torch import Tensor
 from node.control import (
     Evaluate,
     Export,
+    GetLogs,
     GetSpec,
     GetStatus,
     Handler,
@@ -25,11 +26,13 @@ from node.control import (
     MergeNow,
     Sample,
     Stop,
+    VerifyLogs,
 )
-from node.describe import describe
+from node.describe import describe, describe_logs
 from node.gossip_node import GossipNode
 from node.node import Node, Weights
-from node.status import MergeReport, NodeStatus
+from node.one_byte_node import OneByteNode
+from node.status import LogStatus, MergeReport, NodeStatus, Verification
 from p2p.errors import GossamerError
 from p2p.invite import Invite
 from training.evaluation import held_out_loss
@@ -62,6 +65,8 @@ class Commands:
             "sample": self.sample,
             "invite": self.invite,
             "spec": self.spec,
+            "logs": self.logs,
+            "verify_logs": self.verify_logs,
         }
 
     async def status(self, _: GetStatus) -> NodeStatus:
@@ -144,6 +149,23 @@ class Commands:
             )
         )
         return {"text": written.decode(errors="replace")}
+
+    async def logs(self, _: GetLogs) -> list[LogStatus]:
+        """Every log that this node holds."""
+        return describe_logs(self._one_byte_node())
+
+    async def verify_logs(self, _: VerifyLogs) -> Verification:
+        """Check all batches again, and that the weights are what they say."""
+        return await self._one_byte_node().verify()
+
+    def _one_byte_node(self) -> OneByteNode:
+        if isinstance(self._node, OneByteNode):
+            return self._node
+        raise GossamerError(
+            "this run has no logs of records",
+            why="its nodes exchange weights and merge them (gossip mode)",
+            fix="see its merges: gossamer status",
+        )
 
     def _on_device(self, weights: Weights) -> dict[str, Tensor]:
         device = next(self._task.model.parameters()).device

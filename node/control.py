@@ -102,6 +102,14 @@ class GetSpec(Params, frozen=True):
     """``spec`` -> {toml, run_id}: the run spec this node works on."""
 
 
+class GetLogs(Params, frozen=True):
+    """``logs`` -> list of LogStatus: one-byte mode, every log that is held."""
+
+
+class VerifyLogs(Params, frozen=True):
+    """``verify_logs`` -> Verification: one-byte mode, check all that is held again."""
+
+
 METHODS: Mapping[str, type[Params]] = {
     "status": GetStatus,
     "stop": Stop,
@@ -111,6 +119,8 @@ METHODS: Mapping[str, type[Params]] = {
     "sample": Sample,
     "invite": MakeInvite,
     "spec": GetSpec,
+    "logs": GetLogs,
+    "verify_logs": VerifyLogs,
 }
 
 Handler = Callable[[Any], Awaitable[object]]

@@ -11,7 +11,7 @@ from gossip.members import Member
 from node.gossip_node import GossipNode
 from node.node import Node
 from node.one_byte_node import OneByteNode
-from node.status import NodeStatus, PeerStatus, RecordStatus
+from node.status import LogStatus, NodeStatus, PeerStatus, RecordStatus
 
 VERSION = "0.1.0"
 
@@ -71,6 +71,28 @@ def _describe_records(node: OneByteNode) -> RecordStatus:
         agree=sum(beat.vector == vector and beat.state == state for beat in beats),
         ceiling=node.ceiling,
     )
+
+
+def describe_logs(node: OneByteNode) -> list[LogStatus]:
+    """Every log that ``node`` holds, the longest first."""
+    found = []
+    for head in node.logs.heads():
+        author, incarnation, records, waiting = node.logs.describe(head.log)
+        last = node.logs.last(head.log)
+        found.append(
+            LogStatus(
+                log=head.log.hex(),
+                author=author,
+                incarnation=incarnation,
+                batches=head.number,
+                records=records,
+                waiting=waiting,
+                clock=0 if last is None else last.clock,
+                last=head.name.hex(),
+                forked=head.forked,
+            )
+        )
+    return sorted(found, key=lambda log: -log.records)
 
 
 def _describe_peer(node: Node, member: Member) -> PeerStatus:

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import structlog
 import trio
+from blake3 import blake3
 
 from gossip.log_spread import LogSpread
 from gossip.messages import Heartbeat, SettledLog, Settlement
@@ -23,12 +24,13 @@ from gossip.record_archive import RecordArchive
 from gossip.record_author import RecordAuthor
 from gossip.record_batches import Batch, InvalidBatch, LogRules
 from gossip.record_logs import RecordLogs
-from gossip.store import ShardMissing
+from gossip.store import ShardMissing, outline_of
 from node.applied_records import AppliedRecords
 from node.life import NodeState
 from node.node import LOSS_TOLD_MAX, Node, Weights, Which
 from node.record_snapshots import Certified, RecordSnapshots
 from node.runtime import NodeOptions, Runtime
+from node.status import Verification
 from p2p.transport import PeerId
 from training.one_byte import RecordLearner
 from training.run_spec import OneByteSpec, RunSpec
@@ -252,7 +254,7 @@ class OneByteNode(Node):
         nursery.start_soon(self._take_part, nursery)
 
     async def _take_part(self, nursery: trio.Nursery) -> None:
-        """Whoever holds nothing begins from a snapshot, if there is one, instead of asking for every batch there was."""
+        """Who holds nothing begins from a snapshot, if there is one, instead of asking for every batch there was."""
         if not self.logs.records and len(self.book):
             self.phase = "joining"
             with trio.move_on_after(JOIN_S):
@@ -416,6 +418,39 @@ class OneByteNode(Node):
         else:
             self._archived = {batch.name for batch in held}
         await self._save(always=True)
+
+    async def verify(self) -> Verification:
+        """Check every signature and rule again, and take all records back: what is left must be their beginning."""
+        async with self._applying:
+            await self._drain()
+            held, vector = list(self.logs.batches()), self.logs.digest()
+            counting = list(self.logs.counting())
+            state, began = await self._in_lane(
+                lambda: (self.learner.digest(), self.applied.state_without(counting))
+            )
+        again = RecordLogs(run=self.run_id, signer=self.runtime.signer, rules=self._rules)
+        base = self.archive.base
+        if base is not None:
+            again.begin_from(base.settlement)
+        for batch in held:
+            again.offer(batch.packed)
+        if base is None:
+            sound = blake3(began).digest() == self.learner.base_hash
+        else:
+            ref, _ = await outline_of(began)
+            sound = ref == base.snapshot.state
+        return Verification(
+            batches=len(held),
+            records=sum(len(batch.records) for batch in counting),
+            settled=base.snapshot.records if base is not None else 0,
+            state=state.hex(),
+            counts_alike=again.records == self.logs.records and (again.digest() == vector or self._forked),
+            comes_back=sound,
+        )
+
+    @property
+    def _forked(self) -> bool:
+        return any(head.forked for head in self.logs.heads())
 
     # --- taking stock ---------------------------------------------------------------------------------------------
 

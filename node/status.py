@@ -59,6 +59,42 @@ class RecordStatus(msgspec.Struct, frozen=True, kw_only=True):
     """How many peers like this one a peer could follow before applying records took as long as making them."""
 
 
+class LogStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One log, as far as this node holds it."""
+
+    log: str
+    """Its name, hex."""
+    author: str
+    incarnation: int
+    batches: int
+    records: int
+    """That count."""
+    waiting: int
+    """That are held and do not count yet."""
+    clock: int
+    """Of the last batch."""
+    last: str
+    """The name of the last batch, hex."""
+    forked: bool
+
+
+class Verification(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``gossamer log verify`` found out."""
+
+    batches: int
+    """Held, and checked again."""
+    records: int
+    """In them, and taken back."""
+    settled: int
+    """Records of the snapshot that they go on from; 0: they go on from the base weights."""
+    state: str
+    """The state hash, hex."""
+    counts_alike: bool
+    """Whether the batches that are held, read anew, make the same records count."""
+    comes_back: bool
+    """Whether the weights without these records are those that they go on from, bit for bit."""
+
+
 class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One member of the swarm as this node sees it."""
 

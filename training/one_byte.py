@@ -19,6 +19,7 @@ from typing import Protocol
 
 import msgspec
 import torch
+from blake3 import blake3
 from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional as F
@@ -102,6 +103,10 @@ class RecordLearner(Protocol):
     def take_state(self, state: bytes) -> None:
         """Go on from a state that ``state_without`` gave, here or elsewhere. Raises ValueError."""
 
+    @property
+    def base_hash(self) -> bytes:
+        """BLAKE3 of what ``state_without`` gives when no record is left."""
+
     def digest(self) -> bytes:
         """The state hash, 32 bytes."""
 
@@ -144,6 +149,7 @@ class OneByteLearner:
             raise ValueError(f"no parameter has a name like {', '.join(self._one_byte.trained)}")
         device = next(iter(parameters.values())).device
         self.state = IntegerState.rounded(trained, device)
+        self.base_hash = blake3(self.state.to_bytes()).digest()
         self._weights = torch.empty(self.state.grid.size, device=device)
         views = self.state.grid.views(self._weights)
         for name, parameter in parameters.items():

@@ -70,6 +70,10 @@ async def test_a_swarm_learns_to_the_end_and_holds_the_same_bits(autojump_clock:
         assert len(hashes) == 1
         assert all(node.logs.records == 4 * 400 for node in nodes(one))
         assert all(node.diverged is None for node in nodes(one))
+        node = nodes(one)[0]
+        assert (await node.verify()).comes_back
+        node.learner.state.values[3] += 1
+        assert not (await node.verify()).comes_back
 
 
 async def test_a_killed_node_goes_on_with_its_log_where_it_ended(autojump_clock: object) -> None:
@@ -173,6 +177,10 @@ async def test_snapshots_are_certified_and_batches_below_them_let_go_of(autojump
             assert len(certified.certificate.votes) == 2
             assert sum(len(batch.records) for batch in node.logs.counting()) < 1300
             assert node.logs.records == 4 * 400
+            found = await node.verify()
+            assert found.comes_back
+            assert found.counts_alike
+            assert found.settled > 0
 
 
 async def test_a_newcomer_begins_from_a_snapshot(autojump_clock: object) -> None:
