@@ -40,6 +40,12 @@ Data = Annotated[
         "--data", metavar="PATH", help="Your own data, for runs that learn from it: text, or an .npz file."
     ),
 ]
+Base = Annotated[
+    str | None,
+    typer.Option(
+        "--base", metavar="FILE", help="Your own copy of the weights that a one-byte run starts from."
+    ),
+]
 Part = Annotated[
     str | None, typer.Option("--part", metavar="K/N", help="Train on the k-th of n parts of the data.")
 ]
@@ -85,6 +91,7 @@ def run(
     device: Device = None,
     threads: Threads = None,
     data: Data = None,
+    base: Base = None,
     part: Part = None,
     linger: Linger = True,
     parent: ParentOption = None,
@@ -95,7 +102,14 @@ def run(
     if parent is not None:
         _die_with(parent)
     home = common.home
-    flags = {"listen": listen or None, "device": device, "threads": threads, "data_path": data, "part": part}
+    flags = {
+        "listen": listen or None,
+        "device": device,
+        "threads": threads,
+        "data_path": data,
+        "base_path": base,
+        "part": part,
+    }
     config = _config(common, home, flags)
     run_spec, run_id = _parse_run(spec)
     Identity.load(home.identity_file)  # before the seconds that importing torch takes
@@ -111,6 +125,7 @@ def join(
     device: Device = None,
     threads: Threads = None,
     data: Data = None,
+    base: Base = None,
     part: Part = None,
     linger: Linger = True,
 ) -> None:
@@ -121,7 +136,14 @@ def join(
     parsed = Invite.parse(invite, now_unix_s=now)
     home = common.home
     peer, created, _ = prepare_home(home)
-    flags = {"listen": listen or None, "device": device, "threads": threads, "data_path": data, "part": part}
+    flags = {
+        "listen": listen or None,
+        "device": device,
+        "threads": threads,
+        "data_path": data,
+        "base_path": base,
+        "part": part,
+    }
     config = _config(common, home, flags)
     err = common.err()
     err.print(f"identity  {peer}{' (new)' if created else ''}")

@@ -34,8 +34,17 @@ class NodeProcess:
     """One ``gossamer run`` process and its home; can be killed and started again under the same identity."""
 
     def __init__(
-        self, folder: Path, name: str, *, port: int, part: str, spec_file: Path, alone: bool
+        self,
+        folder: Path,
+        name: str,
+        *,
+        port: int,
+        part: str,
+        spec_file: Path,
+        alone: bool,
+        base: Path | None = None,
     ) -> None:
+        """``base``: a file of the weights that the run starts from."""
         self.name = name
         self.part = part
         self.alone = alone
@@ -45,6 +54,7 @@ class NodeProcess:
         self.status: NodeStatus | None = None
         self._port = port
         self._spec_file = spec_file
+        self._base = base
         self._process: subprocess.Popen[bytes] | None = None
         self._killed = False
         self._answered = False
@@ -79,6 +89,8 @@ class NodeProcess:
         command = [sys.executable, "-P", "-m", "cli", "run", "--home", str(self.home.data_folder)]
         command += ["--run", str(self._spec_file), "--part", self.part, "--threads", "1"]
         command += ["--listen", f"/ip4/127.0.0.1/tcp/{self._port}", "--parent", str(os.getpid())]
+        if self._base is not None:
+            command += ["--base", str(self._base)]
         for address in bootstrap:
             command += ["--bootstrap", address]
         with self.log_file.open("ab") as log:

@@ -62,6 +62,10 @@ def up(
     kill_demo: Annotated[
         bool, typer.Option("--kill-demo", help="Kill the last node at 40 %, start it again 10 s later.")
     ] = False,
+    base: Annotated[
+        Path | None,
+        typer.Option("--base", metavar="FILE", help="Weights that a one-byte run starts from (safetensors)."),
+    ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the nodes up after the report.")] = False,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Delete what an earlier testnet left there.")
@@ -73,13 +77,18 @@ def up(
         raise typer.BadParameter(
             "nodes alone train on the swarm's parts, so there are at most as many as nodes"
         )
-    spec = _spec(run, seed, steps)
+    spec = _spec(run, seed, steps, base)
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     if detach:
         arguments = ["-n", str(nodes), "--dir", str(folder), "--alone", str(alone), "--keep"]
         arguments += [flag for flag, given in [("--kill-demo", kill_demo), ("--fresh", fresh)] if given]
-        for name, value in [("--run", run and run.resolve()), ("--seed", seed), ("--steps", steps)]:
+        for name, value in [
+            ("--run", run and run.resolve()),
+            ("--seed", seed),
+            ("--steps", steps),
+            ("--base", base and base.resolve()),
+        ]:
             arguments += [] if value is None else [name, str(value)]
         _detach(common, folder, arguments)
         return
@@ -90,7 +99,7 @@ def up(
     from cli.testnet_folder import Plan
     from cli.testnet_report import check_weights, report_view
 
-    plan = Plan(folder, spec, nodes, alone, keep, kill_demo, fresh)
+    plan = Plan(folder, spec, nodes, alone, keep, kill_demo, fresh, base and base.resolve())
     err = common.err()
     err.print(
         f"{nodes} nodes on 127.0.0.1, run {spec.name}: {spec.model.parameters:,} parameters,"
@@ -198,7 +207,7 @@ def down(
     common.print({"down": True, "purged": purge}, "purged" if purge else "down")
 
 
-def _spec(run: Path | None, seed: int | None, steps: int | None) -> RunSpec:
+def _spec(run: Path | None, seed: int | None, steps: int | None, base: Path | None) -> RunSpec:
     from training.run_spec import RunSpec, load_run_spec
 
     spec = RunSpec(name="testnet") if run is None else load_run_spec(run)
@@ -206,7 +215,30 @@ def _spec(run: Path | None, seed: int | None, steps: int | None) -> RunSpec:
         spec = msgspec.structs.replace(spec, seed=seed)
     if steps is not None:
         spec = msgspec.structs.replace(spec, train=msgspec.structs.replace(spec.train, steps=steps))
+    if base is not None:
+        spec = _based_on(spec, base)
     return spec
+
+
+def _based_on(spec: RunSpec, base: Path) -> RunSpec:
+    """``spec``, starting from the weights in the file ``base``."""
+    import torch
+    import trio
+
+    from node.base import root_of_base
+    from training.base_weights import shapes_of
+    from training.model import GPT
+    from training.run_spec import GptSpec, OneByteSpec
+
+    if not isinstance(spec.one_byte, OneByteSpec) or not isinstance(spec.model, GptSpec):
+        raise GossamerError(
+            "this run starts from no given weights",
+            why="only runs in one-byte mode do, whose spec has a section one_byte",
+            fix="start one: gossamer testnet up --run examples/one_byte.toml --base FILE",
+        )
+    shapes = shapes_of(GPT(spec.model, torch.Generator()))
+    root = trio.run(root_of_base, base, shapes)
+    return msgspec.structs.replace(spec, one_byte=msgspec.structs.replace(spec.one_byte, base=root))
 
 
 def _detach(common: Common, folder: Path, arguments: Sequence[str]) -> None:

@@ -42,6 +42,8 @@ class Plan:
     keep: bool
     kill_demo: bool
     fresh: bool
+    base: Path | None = None
+    """A file of the weights that the run starts from: the first node's own, the others ask for them."""
 
 
 def lay_out(plan: Plan) -> tuple[list[NodeProcess], list[NodeProcess]]:
@@ -58,6 +60,7 @@ def lay_out(plan: Plan) -> tuple[list[NodeProcess], list[NodeProcess]]:
             part=f"{number}/{plan.nodes}",
             spec_file=spec_file,
             alone=False,
+            base=plan.base if number == 1 else None,
         )
         for number, port in enumerate(ports[: plan.nodes], start=1)
     ]

@@ -7,18 +7,21 @@ known), build the trainer, then live.
 
 from __future__ import annotations
 
+import math
 import random
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TypeVar
 
 import structlog
 import trio
-from msgspec import UNSET
 
 from gossip.address_book import check_address, parse_peer_address
 from gossip.links import fetch_spec
+from gossip.store import ShardStore
+from node.base import base_ref, obtain_base
 from node.commands import Commands
 from node.compute import ThreadCompute
 from node.config import NodeConfig
@@ -37,10 +40,13 @@ from p2p.identity import Identity
 from p2p.libp2p_transport import open_libp2p
 from p2p.limits import Limits
 from p2p.transport import PeerRecord, Transport
-from training.one_byte import OneByteLearner, build_one_byte_learner
-from training.run_spec import RunSpec, canonical_bytes, run_id, spec_from_bytes
+from training.base_weights import shapes_of
+from training.one_byte import OneByteLearner, build_one_byte_task
+from training.run_spec import OneByteSpec, RunSpec, canonical_bytes, run_id, spec_from_bytes
 from training.tasks import Task, load_data
 from training.trainer import Trainer
+
+T = TypeVar("T")
 
 log = structlog.get_logger()
 
@@ -91,7 +97,7 @@ async def _live(
             await disk.write_atomic(SPEC_FILE, canonical_bytes(spec))
             home.remember_run(run_id(spec))
             state = await begin_life(disk, wall_time_s=_wall_time_s())
-            learner = await trio.to_thread.run_sync(partial(_build_learner, spec, config, identity.peer))
+            learner = await _build_learner(spec, config, transport, disk, bootstrap, limits)
             runtime = Runtime(
                 transport=transport,
                 disk=disk,
@@ -177,17 +183,45 @@ async def _fetch_spec(transport: Transport, bootstrap: Sequence[str], run: bytes
     return found[0]
 
 
-def _build_learner(spec: RunSpec, config: NodeConfig, peer: str) -> Trainer | OneByteLearner:
-    build = Trainer if spec.one_byte is UNSET else build_one_byte_learner
-    return build(
-        spec,
-        load_data(spec, config.data_path),
-        run=run_id(spec),
-        peer=peer,
-        part=config.part,
-        device=config.device,
-        threads=config.threads or None,
-    )
+async def _build_learner(
+    spec: RunSpec,
+    config: NodeConfig,
+    transport: Transport,
+    disk: LocalDisk,
+    bootstrap: Sequence[str],
+    limits: Limits,
+) -> Trainer | OneByteLearner:
+    def build(make: Callable[..., T]) -> T:
+        return make(
+            spec,
+            load_data(spec, config.data_path),
+            run=run_id(spec),
+            peer=transport.local.peer,
+            part=config.part,
+            device=config.device,
+            threads=config.threads or None,
+        )
+
+    if not isinstance(spec.one_byte, OneByteSpec):
+        return await trio.to_thread.run_sync(partial(build, Trainer))
+    task = await trio.to_thread.run_sync(partial(build, build_one_byte_task))
+    shapes = shapes_of(task.model)
+    ref = base_ref(spec.one_byte, sum(map(math.prod, shapes.values())))
+    if ref is None:
+        base = {name: parameter.detach().cpu().clone() for name, parameter in task.model.named_parameters()}
+    else:
+        store = ShardStore(disk, quota_bytes=config.disk_bytes_max)
+        await store.load()
+        base = await obtain_base(
+            ref,
+            shapes,
+            path=config.base_path,
+            store=store,
+            transport=transport,
+            bootstrap=bootstrap,
+            limits=limits,
+        )
+    return await trio.to_thread.run_sync(partial(OneByteLearner, spec, task, run=run_id(spec), base=base))
 
 
 async def _obey_signals(node: Node, scope: trio.CancelScope) -> None:

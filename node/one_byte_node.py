@@ -26,6 +26,7 @@ from gossip.record_batches import Batch, InvalidBatch, LogRules
 from gossip.record_logs import RecordLogs
 from gossip.store import ShardMissing, outline_of
 from node.applied_records import AppliedRecords
+from node.base import base_ref
 from node.life import NodeState
 from node.node import LOSS_TOLD_MAX, Node, Weights, Which
 from node.record_snapshots import Certified, RecordSnapshots
@@ -202,6 +203,9 @@ class OneByteNode(Node):
     # --- starting and stopping ------------------------------------------------------------------------------------
 
     async def _remember(self) -> None:
+        parameters = sum(tensor.numel() for tensor in self.learner.weights().values())
+        if (ref := base_ref(self._one_byte, parameters)) is not None:
+            self.store.pin(ref, "base")  # Newcomers ask for it.
         batches = await self.archive.load()
         base = self.archive.base
         settled = self.logs.named(base.settlement) if base is not None else {}

@@ -24,6 +24,7 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional as F
 
+from training.base_weights import fault_of, shapes_of
 from training.byte_code import decode, encode, rate_units
 from training.directions import Key, KeySequence
 from training.evaluation import held_out_accuracy, held_out_loss
@@ -143,7 +144,8 @@ class OneByteLearner:
         self._sequences: dict[bytes, KeySequence] = {}
         self._pool = KeySequence(run, POOL)
         parameters = dict(task.model.named_parameters())
-        _check_base(base, {name: tuple(parameter.shape) for name, parameter in parameters.items()})
+        if fault := fault_of(base, shapes_of(task.model)):
+            raise ValueError(fault)
         trained = {name: base[name] for name in parameters if self._is_trained(name)}
         if not trained:
             raise ValueError(f"no parameter has a name like {', '.join(self._one_byte.trained)}")
@@ -288,7 +290,7 @@ class OneByteLearner:
         return progress, values
 
 
-def build_one_byte_learner(
+def build_one_byte_task(
     spec: RunSpec,
     data: Data,
     *,
@@ -297,11 +299,14 @@ def build_one_byte_learner(
     part: tuple[int, int] | None,
     device: str,
     threads: int | None,
-) -> OneByteLearner:
-    """The learner of a node; arguments and errors are those of ``training.trainer.Trainer``."""
+) -> Task:
+    """What a node learns in one-byte mode; arguments and errors are those of ``training.trainer.Trainer``.
+
+    Its model has the initial weights that all nodes draw alike.
+    """
     if threads is not None:
         torch.set_num_threads(threads)
-    task = build_task(
+    return build_task(
         spec,
         data,
         part=part,
@@ -309,15 +314,3 @@ def build_one_byte_learner(
         generator=init_generator(spec, peer),
         device=resolve_device(device),
     )
-    base = {name: parameter.detach().clone() for name, parameter in task.model.named_parameters()}
-    return OneByteLearner(spec, task, run=run, base=base)
-
-
-def _check_base(base: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    for name in sorted(base.keys() ^ shapes.keys()):
-        raise ValueError(f"the base {'lacks' if name in shapes else 'has a tensor'} {name}")
-    for name, shape in shapes.items():
-        if tuple(base[name].shape) != shape:
-            raise ValueError(f"{name} has shape {tuple(base[name].shape)} in the base, {shape} in the model")
-        if base[name].dtype != torch.float32:
-            raise ValueError(f"{name} is {base[name].dtype} in the base, and must be torch.float32")

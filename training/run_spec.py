@@ -227,7 +227,7 @@ class OneByteSpec(_Section, frozen=True):
     """One-byte mode: what is learned travels as one byte for each pair of forward passes (``training.one_byte``)."""
 
     base: Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")] = ""
-    """BLAKE3 of the base weights (``training.base_weights``), hex; empty: the initial weights that all draw alike."""
+    """Root of the shard of the base weights (``training.base_weights``), hex; empty: initial weights, drawn alike."""
     trained: Annotated[
         tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...], Meta(max_length=64)
     ] = ("*",)
