@@ -54,7 +54,15 @@ def export_safetensors(
 ) -> bytes:
     """The safetensors bytes of fp32 ``weights`` by name, stored as ``dtype``; the same bytes for the same weights."""
     tensors = {name: weights[name].to("cpu", _DTYPES[dtype]).clone() for name in sorted(weights)}
-    return save(tensors, metadata={**metadata, "format": "pt", "spec": spec_as_toml(spec)})
+    return _in_order(save(tensors, metadata={**metadata, "format": "pt", "spec": spec_as_toml(spec)}))
+
+
+def _in_order(data: bytes) -> bytes:
+    """The same file with the keys of its header sorted: the library writes metadata in another order every time."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[8 + length :]
 
 
 def load_exported(data: bytes, layout: ParameterLayout) -> Exported:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
 
-from training.export import ExportError, export_safetensors, load_exported
+from training.export import ExportError, export_safetensors, load_exported, read_safetensors
 from training.run_spec import parse_run_spec
 from training.trainer import Trainer
 
@@ -48,3 +50,17 @@ def test_other_bytes_and_other_models_are_refused(trainer: Trainer) -> None:
     for bad in (b"", data[:-1], data.replace(b"blocks.0.up", b"blocks.9.up"), trainer.save()):
         with pytest.raises(ExportError):
             load_exported(bad, trainer.layout)
+
+
+def test_the_same_weights_are_the_same_file() -> None:
+    program = (
+        "import sys, torch; from training.export import export_safetensors as e; "
+        "from training.run_spec import RunSpec; "
+        "w = {name: torch.arange(9.0) for name in 'cab'}; m = {str(k): str(k) for k in range(20)}; "
+        "sys.stdout.buffer.write(e(w, RunSpec(name='x'), metadata=m))"
+    )
+    files = {subprocess.run([sys.executable, "-c", program], stdout=-1, check=True).stdout for _ in range(3)}
+    assert len(files) == 1
+    weights, metadata = read_safetensors(files.pop())
+    assert set(weights) == {"a", "b", "c"}
+    assert metadata["7"] == "7"
