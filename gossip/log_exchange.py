@@ -18,7 +18,8 @@ import structlog
 
 from gossip.ledger import PeerLedger
 from gossip.messages import LOG_SYNC_PROTOCOL, Batches, Heads, Message, WantBatches, WantHeads
-from gossip.record_logs import Head, Offer, RecordLogs, parse_rows
+from gossip.record_log import Head, parse_rows
+from gossip.record_logs import Offer, RecordLogs
 from p2p.errors import CallRefused, MalformedMessage, TransportError
 from p2p.limits import Limits
 from p2p.rpc import call, serve_calls

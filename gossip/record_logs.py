@@ -25,32 +25,25 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
-import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from enum import StrEnum
 
 from blake3 import blake3
 
 from gossip.messages import (
     BATCHES_PER_MESSAGE_MAX,
-    HEAD_ROW_BYTES,
-    LOG_NAME_BYTES,
     LOGS_MAX,
     FirstBatch,
     SettledLog,
     Settlement,
 )
 from gossip.record_batches import Batch, InvalidBatch, LogRules, check, log_name, name_of, parse
-from p2p.errors import MalformedMessage
+from gossip.record_log import Head, Log
 from p2p.identity import Signer
 from p2p.transport import PeerId
 
 WAITING_PER_LOG_MAX = 16
 """Batches of one log that are held although they do not count yet; the rest is asked for when they do."""
-
-
-_ROW = struct.Struct(f">{LOG_NAME_BYTES}sQ32sB")
 
 
 class Offer(StrEnum):
@@ -68,66 +61,6 @@ class Offer(StrEnum):
     FULL = "full"
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
-    """How far a log goes: an entry of a version vector."""
-
-    log: bytes
-    number: int
-    """Batches."""
-    name: bytes
-    """Of the last batch."""
-    forked: bool
-
-
-@dataclass(slots=True, eq=False)
-class _Log:
-    name: bytes
-    author: PeerId
-    incarnation: int
-    opened_clock: int = 0
-    base: Batch | None = None
-    """The last batch that is not held any more, without its records; None where the first one still is."""
-    chain: list[Batch] = field(default_factory=list)
-    """What is held after that."""
-    counting: int = 0
-    """How many batches count, those before the chain among them."""
-    final: int = 0
-    """How many batches of it no fork can take back."""
-    rivals: tuple[bytes, bytes] | None = None
-    """Two packed batches that would both go on from the end of the chain: the proof that the log is forked."""
-
-    @property
-    def start(self) -> int:
-        """Batches before the chain."""
-        return 0 if self.base is None else self.base.number + 1
-
-    @property
-    def length(self) -> int:
-        """All batches up to the end of the chain."""
-        return self.start + len(self.chain)
-
-    def batch(self, number: int) -> Batch:
-        """Batch ``number``, which must be held or be the base."""
-        if number < self.start:
-            assert self.base is not None
-            return self.base
-        return self.chain[number - self.start]
-
-    def end(self, number: int) -> int:
-        """Records of its first ``number`` batches."""
-        return self.batch(number - 1).end if number else 0
-
-    def between(self, first: int, number: int) -> list[Batch]:
-        """Batches from ``first`` up to ``number``."""
-        return self.chain[first - self.start : number - self.start]
-
-    @property
-    def opened(self) -> tuple[int, int]:
-        """In what order the logs of an author were opened. One that is forked from the start came first."""
-        return (self.opened_clock if self.length else 0), self.incarnation
-
-
 class RecordLogs:
     """All logs of one run that a node holds."""
 
@@ -138,10 +71,10 @@ class RecordLogs:
         self._clear()
 
     def _clear(self) -> None:
-        self._logs: dict[bytes, _Log] = {}
+        self._logs: dict[bytes, Log] = {}
         self._batches: dict[bytes, Batch] = {}
         """By name: every batch of every chain, and the bases."""
-        self._opened: dict[PeerId, list[_Log]] = {}
+        self._opened: dict[PeerId, list[Log]] = {}
         """What each author opened."""
         self._waiting: list[tuple[int, bytes]] = []
         """A heap of (records that must be applied, log): the first batch of each log that does not count yet."""
@@ -201,19 +134,19 @@ class RecordLogs:
         else:
             self._count_again()
 
-    def _add_log(self, name: bytes, author: PeerId, incarnation: int, opened_clock: int) -> _Log:
-        log = self._logs[name] = _Log(name, author, incarnation, opened_clock)
+    def _add_log(self, name: bytes, author: PeerId, incarnation: int, opened_clock: int) -> Log:
+        log = self._logs[name] = Log(name, author, incarnation, opened_clock)
         self._opened.setdefault(author, []).append(log)
         return log
 
-    def _extend(self, log: _Log, batch: Batch) -> None:
+    def _extend(self, log: Log, batch: Batch) -> None:
         log.chain.append(batch)
         self._batches[batch.name] = batch
         if log.counting == log.length - 1:
             self._wait(log, self._rank(log))
             self._count_more()
 
-    def _cut(self, log: _Log, place: int, rival: Batch) -> None:
+    def _cut(self, log: Log, place: int, rival: Batch) -> None:
         """End ``log`` before ``place``, where it holds another batch than ``rival``."""
         log.rivals = log.batch(place).packed, rival.packed
         self._count(log, min(log.counting, place))
@@ -224,15 +157,15 @@ class RecordLogs:
 
     # --- which batches count --------------------------------------------------------------------------------------
 
-    def _rank(self, log: _Log) -> int:
+    def _rank(self, log: Log) -> int:
         """How many logs its author opened before it."""
         return sum(other.opened < log.opened for other in self._opened[log.author])
 
-    def _need(self, log: _Log, rank: int, number: int) -> int:
+    def _need(self, log: Log, rank: int, number: int) -> int:
         """How many records must be applied before batch ``number`` of ``log`` counts."""
         return max(log.batch(number).clock, rank * self._rules.opening_cost) - self._rules.reach
 
-    def _wait(self, log: _Log, rank: int) -> None:
+    def _wait(self, log: Log, rank: int) -> None:
         heapq.heappush(self._waiting, (self._need(log, rank, log.counting), log.name))
 
     def _count_more(self) -> None:
@@ -268,7 +201,7 @@ class RecordLogs:
             self._count(log, counting[log.name])
         self._waiting = waiting
 
-    def _count(self, log: _Log, number: int) -> None:
+    def _count(self, log: Log, number: int) -> None:
         """Let the first ``number`` batches of ``log`` count, and no more."""
         for batch in log.between(number, log.counting):
             self.records -= len(batch.records)
@@ -292,31 +225,30 @@ class RecordLogs:
     def settlement(self) -> Settlement:
         """What counts now, as a snapshot of it names it."""
         logs = sorted(self._logs.values(), key=lambda log: (log.author, log.incarnation))
-        return Settlement(logs=[_settled(log, log.counting) for log in logs if log.counting])
+        return Settlement(logs=[log.settled for log in logs if log.counting])
 
     def above(self, settlement: Settlement) -> list[Batch] | None:
         """The batches that count and ``settlement`` does not hold; None where it holds what does not count here."""
         held = self.named(settlement)
         for name, entry in held.items():
             log = self._logs.get(name)
-            if log is None or log.counting < entry.number or not _holds(log, entry):
+            if log is None or log.counting < entry.number or not log.holds(entry):
                 return None
         return [
             batch
             for log in self._logs.values()
-            for batch in log.between(max(log.start, _number(held.get(log.name))), log.counting)
+            for batch in log.between(
+                max(log.start, held[log.name].number if log.name in held else 0), log.counting
+            )
         ]
 
     def settle(self, settlement: Settlement) -> bool:
         """Let what ``settlement`` holds be final. False, and nothing has changed, unless all of it is held here."""
-        entries = [(self._logs.get(self._name(entry)), entry) for entry in settlement.logs]
-        if not all(
-            log is not None and log.length >= entry.number and _holds(log, entry) for log, entry in entries
-        ):
+        entries = self.named(settlement)
+        if not all(name in self._logs and self._logs[name].holds(entry) for name, entry in entries.items()):
             return False
-        for log, entry in entries:
-            assert log is not None
-            log.final = max(log.final, entry.number)
+        for name, entry in entries.items():
+            self._logs[name].final = max(self._logs[name].final, entry.number)
         self._count_again()
         return True
 
@@ -328,11 +260,10 @@ class RecordLogs:
         held = [batch.packed for log in self._logs.values() for batch in log.chain]
         held += [packed for log in self._logs.values() for packed in log.rivals or ()]
         self._clear()
-        for entry in settlement.logs:
-            log = self._add_log(self._name(entry), PeerId(entry.author), entry.incarnation, entry.opened)
-            log.base = _base(log, entry)
+        for name, entry in self.named(settlement).items():
+            log = self._add_log(name, PeerId(entry.author), entry.incarnation, entry.opened)
             log.counting = log.final = entry.number
-            self._batches[entry.name] = log.base
+            self._begin_after(log, entry)
             self.records += entry.end
         for packed in held:
             with contextlib.suppress(InvalidBatch):
@@ -340,30 +271,29 @@ class RecordLogs:
 
     def forget(self, settlement: Settlement) -> None:
         """Let go of the batches that ``settlement`` holds, which must be final: a snapshot stands for them."""
-        for entry in settlement.logs:
-            log = self._logs[self._name(entry)]
+        for name, entry in self.named(settlement).items():
+            log = self._logs[name]
             assert log.final >= entry.number
             if log.start < entry.number:
-                for batch in log.between(log.start, entry.number):
-                    del self._batches[batch.name]
-                del log.chain[: entry.number - log.start]
-                if log.base is not None:
-                    del self._batches[log.base.name]
-                log.base = _base(log, entry)
-                self._batches[entry.name] = log.base
+                self._begin_after(log, entry)
+
+    def _begin_after(self, log: Log, entry: SettledLog) -> None:
+        for batch in log.begin_after(entry):
+            del self._batches[batch.name]
+        assert log.base is not None
+        self._batches[log.base.name] = log.base
 
     def named(self, settlement: Settlement) -> dict[bytes, SettledLog]:
         """The entries of ``settlement`` by the names of their logs."""
-        return {self._name(entry): entry for entry in settlement.logs}
-
-    def _name(self, entry: SettledLog) -> bytes:
-        return log_name(self._run, PeerId(entry.author), entry.incarnation)
+        return {
+            log_name(self._run, PeerId(entry.author), entry.incarnation): entry for entry in settlement.logs
+        }
 
     # --- what is held ---------------------------------------------------------------------------------------------
 
     def heads(self) -> list[Head]:
         """The version vector: every log, by name. Tables with equal vectors hold the same and count the same."""
-        return [self._head(log) for _, log in sorted(self._logs.items())]
+        return [log.head for _, log in sorted(self._logs.items())]
 
     def lacks(self, head: Head) -> bool:
         """Whether another table with this ``head`` holds something that this one does not."""
@@ -382,11 +312,7 @@ class RecordLogs:
     def head(self, log: bytes) -> Head | None:
         """How far one log goes."""
         held = self._logs.get(log)
-        return None if held is None else self._head(held)
-
-    def _head(self, log: _Log) -> Head:
-        name = log.batch(log.length - 1).name if log.length else bytes(32)
-        return Head(log.name, log.length, name, log.rivals is not None)
+        return None if held is None else held.head
 
     def proof(self, log: bytes) -> tuple[PeerId, tuple[bytes, ...]]:
         """The author of a log, and the two batches that prove it forked, or none."""
@@ -450,62 +376,8 @@ class RecordLogs:
 
     def rows(self) -> bytes:
         """The version vector as it travels (``gossip.messages.Heads``)."""
-        return b"".join(
-            head.log + head.number.to_bytes(8, "big") + head.name + bytes([head.forked])
-            for head in self.heads()
-        )
+        return b"".join(head.row for head in self.heads())
 
     def digest(self) -> bytes:
         """BLAKE3 of the version vector, 32 bytes."""
         return blake3(self.rows()).digest()
-
-
-def _settled(log: _Log, number: int) -> SettledLog:
-    last = log.batch(number - 1)
-    return SettledLog(
-        author=log.author,
-        incarnation=log.incarnation,
-        opened=log.opened_clock,
-        number=number,
-        end=last.end,
-        clock=last.clock,
-        name=last.name,
-    )
-
-
-def _base(log: _Log, entry: SettledLog) -> Batch:
-    """The last batch of ``entry``, as far as the one after it needs to know."""
-    return Batch(
-        name=entry.name,
-        log=log.name,
-        author=log.author,
-        incarnation=log.incarnation,
-        number=entry.number - 1,
-        first=entry.end,
-        clock=entry.clock,
-        records=b"",
-        previous=None,
-        packed=b"",
-    )
-
-
-def _holds(log: _Log, entry: SettledLog) -> bool:
-    """Whether the log that is held is the one of ``entry``, up to where both go."""
-    return entry.number < log.start or log.batch(entry.number - 1).name == entry.name
-
-
-def _number(entry: SettledLog | None) -> int:
-    return 0 if entry is None else entry.number
-
-
-def parse_rows(rows: bytes) -> list[Head]:
-    """The version vector in ``rows``. Raises MalformedMessage unless every row is whole, sound and in its place."""
-    if len(rows) % HEAD_ROW_BYTES:
-        raise MalformedMessage(f"{len(rows)} bytes of rows that take {HEAD_ROW_BYTES} each")
-    heads: list[Head] = []
-    for at in range(0, len(rows), HEAD_ROW_BYTES):
-        log, number, name, flag = _ROW.unpack_from(rows, at)
-        if flag > 1 or (number == 0 and not flag) or (heads and heads[-1].log >= log):
-            raise MalformedMessage("a version vector that no table has")
-        heads.append(Head(log, number, name, bool(flag)))
-    return heads
