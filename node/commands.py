@@ -156,7 +156,7 @@ class Commands:
 
     async def verify_logs(self, _: VerifyLogs) -> Verification:
         """Check all batches again, and that the weights are what they say."""
-        return await self._one_byte_node().verify()
+        return await self._one_byte_node().keeper.verify()
 
     def _one_byte_node(self) -> OneByteNode:
         if isinstance(self._node, OneByteNode):

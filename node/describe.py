@@ -56,7 +56,7 @@ def describe(node: Node, *, device: str, parameters: int, name: str) -> NodeStat
 
 def _describe_records(node: OneByteNode) -> RecordStatus:
     heads = node.logs.heads()
-    state = node.state_hash
+    state = node.keeper.state_hash
     beats = [beat for _, beat, _ in node.members.words_of_alive(trio.current_time())]
     vector = node.logs.digest()
     return RecordStatus(
@@ -69,7 +69,7 @@ def _describe_records(node: OneByteNode) -> RecordStatus:
         vector=vector.hex(),
         state=None if state is None else state.hex(),
         agree=sum(beat.vector == vector and beat.state == state for beat in beats),
-        ceiling=node.ceiling,
+        ceiling=node.keeper.ceiling,
     )
 
 
@@ -112,11 +112,11 @@ def _describe_peer(node: Node, member: Member) -> PeerStatus:
     )
     if not isinstance(node, OneByteNode):
         return described
-    same = beat.vector == node.logs.digest() and bool(beat.state) and node.state_hash is not None
+    same = beat.vector == node.logs.digest() and bool(beat.state) and node.keeper.state_hash is not None
     return msgspec.structs.replace(
         described,
         records=node.applied.records_of(member.peer),
         behind=node.logs.records - beat.records,
         influence=node.applied.influence_of(member.peer),
-        agrees=beat.state == node.state_hash if same else None,
+        agrees=beat.state == node.keeper.state_hash if same else None,
     )

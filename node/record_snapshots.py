@@ -5,7 +5,7 @@ state that these come to, both shards by content. A vote is a notice that names 
 state out itself, by taking back what is newer. With votes enough a snapshot is certified: no fork takes back what it
 holds, a newcomer begins from it, and the batches below the one before it are let go of.
 
-Never touches weights: ``RecordKeeper`` is what it asks for a state, and tells of a certified one.
+Never touches weights: a ``Keeper`` is what it asks for a state, and tells of a certified one.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ REMEMBERED_MAX = 4096
 log = structlog.get_logger()
 
 
-class RecordKeeper(Protocol):
+class Keeper(Protocol):
     """The records of this node, and the weights that hold them."""
 
     @property
@@ -85,7 +85,7 @@ class RecordSnapshots:
         store: ShardStore,
         fetcher: ShardFetcher,
         ledger: PeerLedger,
-        keeper: RecordKeeper,
+        keeper: Keeper,
         alive: Callable[[], Sequence[PeerId]],
         every_records: int,
         votes_needed: int,

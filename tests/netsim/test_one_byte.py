@@ -71,9 +71,9 @@ async def test_a_swarm_learns_to_the_end_and_holds_the_same_bits(autojump_clock:
         assert all(node.logs.records == 4 * 400 for node in nodes(one))
         assert all(node.diverged is None for node in nodes(one))
         node = nodes(one)[0]
-        assert (await node.verify()).comes_back
+        assert (await node.keeper.verify()).comes_back
         node.learner.state.values[3] += 1
-        assert not (await node.verify()).comes_back
+        assert not (await node.keeper.verify()).comes_back
 
 
 async def test_a_killed_node_goes_on_with_its_log_where_it_ended(autojump_clock: object) -> None:
@@ -177,7 +177,7 @@ async def test_snapshots_are_certified_and_batches_below_them_let_go_of(autojump
             assert len(certified.certificate.votes) == 2
             assert sum(len(batch.records) for batch in node.logs.counting()) < 1300
             assert node.logs.records == 4 * 400
-            found = await node.verify()
+            found = await node.keeper.verify()
             assert found.comes_back
             assert found.counts_alike
             assert found.settled > 0
@@ -202,7 +202,7 @@ async def test_a_node_restarts_from_what_it_kept_above_a_snapshot(autojump_clock
     async with world(9, 3, SNAPPING) as one:
         await one.start_all()
         await trio.sleep(60)
-        assert nodes(one)[1].archive.base is not None
+        assert nodes(one)[1].keeper.archive.base is not None
         one.kill(1)
         for path, _ in await one.machines[1].disk.list("checkpoints"):
             await one.machines[1].disk.delete(path)

@@ -80,7 +80,7 @@ def test_a_checkpoint_and_the_rest_give_what_the_whole_gives(history: list[Made]
 
     resumed, held = applied(), list(table.batches())
     try:
-        resumed.load(saved, held)
+        resumed.load(saved, held, {})
     except CheckpointError:
         # A fork took away what the checkpoint holds: it cannot be taken back from what is not held.
         assert any(head.forked for head in table.heads())
@@ -153,5 +153,5 @@ def test_a_checkpoint_that_is_not_whole_is_refused(damage: str) -> None:
         case "places":
             held = []
     with pytest.raises(CheckpointError):
-        fresh.load(saved, held)
+        fresh.load(saved, held, {})
     assert fresh.learner.digest() == before
