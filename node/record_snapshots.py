@@ -10,6 +10,7 @@ Never touches weights: a ``Keeper`` is what it asks for a state, and tells of a 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -22,7 +23,7 @@ from gossip.ledger import PeerLedger
 from gossip.messages import LOGS_MAX, Certificate, RecordSnapshot, Settlement, ShardRef, SnapshotVote
 from gossip.notices import NoticeTable
 from gossip.shard_transfer import FetchFailed, ShardFetcher
-from gossip.store import ShardStore, StoreFull, outline_of
+from gossip.store import ShardMissing, ShardStore, StoreFull, outline_of
 from p2p.codec import decode, encode
 from p2p.errors import MalformedMessage
 from p2p.transport import PeerId
@@ -359,7 +360,7 @@ class RecordSnapshots:
         self._refused.add(snapshot)
 
     async def _fetch(self, ref: ShardRef, holders: Sequence[PeerId]) -> bytes:
-        if self._store.holds(ref):
+        with contextlib.suppress(ShardMissing):
             return await self._store.get(ref)
         others = [peer for peer in holders if peer != self._local]
         data = await self._fetcher.fetch(ref, others, timeout_s=FETCH_TIMEOUT_S)
