@@ -88,6 +88,8 @@ class Checkpointer:
         self._trainer = trainer
         self._compute = compute
         self._costs = costs
+        self._taking: trio.Event | None = None
+        """Set at the end of the one under way: two at once would write the same file."""
         self.problem = ""
         """Why the last attempt failed, for people; empty when it did not."""
 
@@ -103,6 +105,16 @@ class Checkpointer:
 
     async def take(self) -> None:
         """Write the trainer's state to disk now."""
+        while self._taking is not None:
+            await self._taking.wait()
+        self._taking = taking = trio.Event()
+        try:
+            await self._take()
+        finally:
+            self._taking = None
+            taking.set()
+
+    async def _take(self) -> None:
         step, state = await self._compute.run(
             lambda: (self._trainer.step, self._trainer.save()), lane="train", cost_s=self._costs.copy_s
         )

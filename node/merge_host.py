@@ -17,6 +17,7 @@ from functools import partial
 
 import structlog
 import torch
+import trio
 
 from gossip.ledger import PeerLedger
 from gossip.merge_work import InputRefused, ResultRefused
@@ -95,6 +96,10 @@ class NodeMergeHost:
         self._accepted: deque[str] = deque()
         """Under what the results of records are pinned that were accepted here and may be decided."""
         self._accepted_serial = 0
+        self._superseded = False
+        """Whether a merge was taken over in this life: the last one of the life before is of no use then."""
+        self._recovering: trio.Event | None = None
+        """Set once that one is taken over, if that has begun."""
         self.tokens_at_anchor = tokens_at_anchor
         self.anchor: torch.Tensor | None = None
         """Flat fp32 weights of the last committed merge, or None before the first."""
@@ -207,6 +212,9 @@ class NodeMergeHost:
         self, committed: CommittedRecord, record_hash: bytes, contributed: bool, *, duration_s: float
     ) -> None:
         """Take the committed average, whose results are in the store, as the anchor, and re-base the live weights."""
+        self._superseded = True
+        if self._recovering is not None:
+            await self._recovering.wait()
         own = self._contributions.get(committed.record.parent) if contributed else None
         contribution = await self._assemble(own.inputs) if own is not None else None
         await self._take(committed.record, record_hash, contribution, rebase=True, duration_s=duration_s)
@@ -228,13 +236,21 @@ class NodeMergeHost:
         """After a restart: find the anchor of the last commit again, fetching what the store has lost.
 
         ``rebase``: the checkpoint was taken before this merge, so the live weights must still be put onto it.
-        Raises GossamerError when a result is nowhere to be had.
+        Nothing happens when a later merge was taken over meanwhile. Raises GossamerError when a result is nowhere to be
+        had.
         """
         record = committed.record
         holders = [PeerId(c.peer) for c in record.contributors if c.peer != self._local]
         for ref in record.results:
             await self.fetch(ref, holders, RESULT_TIMEOUT_S)
-        await self._take(record, record_hash, None, rebase=rebase, duration_s=0.0)
+        if self._superseded:
+            return
+        self._recovering = trio.Event()
+        try:
+            await self._take(record, record_hash, None, rebase=rebase, duration_s=0.0)
+        finally:
+            self._recovering.set()
+            self._recovering = None
 
     async def _take(
         self,

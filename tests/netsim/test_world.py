@@ -255,3 +255,33 @@ def test_one_seed_is_one_history_whatever_the_hash_seed() -> None:
         )
         histories.add(ran.stdout)
     assert len(histories) == 1
+
+
+async def test_an_anchor_found_again_late_does_not_replace_a_later_one(
+    autojump_clock: MockClock, corpus: Corpus
+) -> None:
+    """A restarted node has caught up with a merge before it has found the results of the one it had."""
+    async with open_world(SPEC, corpus, machines=4, seed=11) as world:
+        nodes = await world.start_all()
+        await until(lambda: all(node.merger.head_height == 1 for node in nodes), seconds=120)
+        await until(lambda: all(node.merges.last is not None for node in nodes), seconds=60)
+        world.kill(3)
+        await world.machines[0].node.merges.merge_now(120)
+        late = await world.start(3, bootstrap=0)
+        fetch = late.merge_host.fetch
+        first = late.merger.head
+
+        async def slow_fetch(ref, holders, timeout_s):
+            if late.merger.head == first or not late.merges.count:
+                record = late.merger.head_record
+                if record is not None and ref in record.record.results and record.record.height == 1:
+                    await trio.sleep(20)
+            await fetch(ref, holders, timeout_s)
+
+        late.merge_host.fetch = slow_fetch
+        await until(lambda: late.merger.head_height >= 2, seconds=60)
+        await trio.sleep(60)
+        assert late.merges.last is not None
+        assert late.merges.last.height == late.merger.head_height
+        others = world.machines[0].node
+        assert weights_hash(late.merge_host.anchor) == weights_hash(others.merge_host.anchor)
