@@ -88,8 +88,9 @@ class Checkpointer:
         self._trainer = trainer
         self._compute = compute
         self._costs = costs
-        self._taking: trio.Event | None = None
-        """Set at the end of the one under way: two at once would write the same file."""
+        self._taking = trio.Lock()
+        """Two at once could leave the older state as the newer generation, and looking for generations removes what a
+        write under way has not renamed yet."""
         self.problem = ""
         """Why the last attempt failed, for people; empty when it did not."""
 
@@ -105,14 +106,8 @@ class Checkpointer:
 
     async def take(self) -> None:
         """Write the trainer's state to disk now."""
-        while self._taking is not None:
-            await self._taking.wait()
-        self._taking = taking = trio.Event()
-        try:
+        async with self._taking:
             await self._take()
-        finally:
-            self._taking = None
-            taking.set()
 
     async def _take(self) -> None:
         step, state = await self._compute.run(

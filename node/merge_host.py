@@ -96,10 +96,10 @@ class NodeMergeHost:
         self._accepted: deque[str] = deque()
         """Under what the results of records are pinned that were accepted here and may be decided."""
         self._accepted_serial = 0
+        self._taking = trio.Lock()
+        """Held while an anchor is taken, so that of two the later one stays."""
         self._superseded = False
-        """Whether a merge was taken over in this life: the last one of the life before is of no use then."""
-        self._recovering: trio.Event | None = None
-        """Set once that one is taken over, if that has begun."""
+        """Whether a merge of this life is or was taken over: the last one of the life before is of no use then."""
         self.tokens_at_anchor = tokens_at_anchor
         self.anchor: torch.Tensor | None = None
         """Flat fp32 weights of the last committed merge, or None before the first."""
@@ -213,11 +213,10 @@ class NodeMergeHost:
     ) -> None:
         """Take the committed average, whose results are in the store, as the anchor, and re-base the live weights."""
         self._superseded = True
-        if self._recovering is not None:
-            await self._recovering.wait()
         own = self._contributions.get(committed.record.parent) if contributed else None
         contribution = await self._assemble(own.inputs) if own is not None else None
-        await self._take(committed.record, record_hash, contribution, rebase=True, duration_s=duration_s)
+        async with self._taking:
+            await self._take(committed.record, record_hash, contribution, rebase=True, duration_s=duration_s)
         await self._forget_inputs(committed.record)
         while self._accepted:
             await self._store.release(self._accepted.popleft())
@@ -243,14 +242,9 @@ class NodeMergeHost:
         holders = [PeerId(c.peer) for c in record.contributors if c.peer != self._local]
         for ref in record.results:
             await self.fetch(ref, holders, RESULT_TIMEOUT_S)
-        if self._superseded:
-            return
-        self._recovering = trio.Event()
-        try:
-            await self._take(record, record_hash, None, rebase=rebase, duration_s=0.0)
-        finally:
-            self._recovering.set()
-            self._recovering = None
+        async with self._taking:
+            if not self._superseded:
+                await self._take(record, record_hash, None, rebase=rebase, duration_s=0.0)
 
     async def _take(
         self,
