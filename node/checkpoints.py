@@ -88,6 +88,9 @@ class Checkpointer:
         self._trainer = trainer
         self._compute = compute
         self._costs = costs
+        self._taking = trio.Lock()
+        """Two at once could leave the older state as the newer generation, and looking for generations removes what a
+        write under way has not renamed yet."""
         self.problem = ""
         """Why the last attempt failed, for people; empty when it did not."""
 
@@ -103,6 +106,10 @@ class Checkpointer:
 
     async def take(self) -> None:
         """Write the trainer's state to disk now."""
+        async with self._taking:
+            await self._take()
+
+    async def _take(self) -> None:
         step, state = await self._compute.run(
             lambda: (self._trainer.step, self._trainer.save()), lane="train", cost_s=self._costs.copy_s
         )

@@ -17,6 +17,7 @@ from functools import partial
 
 import structlog
 import torch
+import trio
 
 from gossip.ledger import PeerLedger
 from gossip.merge_work import InputRefused, ResultRefused
@@ -95,6 +96,10 @@ class NodeMergeHost:
         self._accepted: deque[str] = deque()
         """Under what the results of records are pinned that were accepted here and may be decided."""
         self._accepted_serial = 0
+        self._taking = trio.Lock()
+        """Held while an anchor is taken, so that of two the later one stays."""
+        self._superseded = False
+        """Whether a merge of this life is or was taken over: the last one of the life before is of no use then."""
         self.tokens_at_anchor = tokens_at_anchor
         self.anchor: torch.Tensor | None = None
         """Flat fp32 weights of the last committed merge, or None before the first."""
@@ -207,9 +212,11 @@ class NodeMergeHost:
         self, committed: CommittedRecord, record_hash: bytes, contributed: bool, *, duration_s: float
     ) -> None:
         """Take the committed average, whose results are in the store, as the anchor, and re-base the live weights."""
+        self._superseded = True
         own = self._contributions.get(committed.record.parent) if contributed else None
         contribution = await self._assemble(own.inputs) if own is not None else None
-        await self._take(committed.record, record_hash, contribution, rebase=True, duration_s=duration_s)
+        async with self._taking:
+            await self._take(committed.record, record_hash, contribution, rebase=True, duration_s=duration_s)
         await self._forget_inputs(committed.record)
         while self._accepted:
             await self._store.release(self._accepted.popleft())
@@ -228,13 +235,16 @@ class NodeMergeHost:
         """After a restart: find the anchor of the last commit again, fetching what the store has lost.
 
         ``rebase``: the checkpoint was taken before this merge, so the live weights must still be put onto it.
-        Raises GossamerError when a result is nowhere to be had.
+        Nothing happens when a later merge was taken over meanwhile. Raises GossamerError when a result is nowhere to be
+        had.
         """
         record = committed.record
         holders = [PeerId(c.peer) for c in record.contributors if c.peer != self._local]
         for ref in record.results:
             await self.fetch(ref, holders, RESULT_TIMEOUT_S)
-        await self._take(record, record_hash, None, rebase=rebase, duration_s=0.0)
+        async with self._taking:
+            if not self._superseded:
+                await self._take(record, record_hash, None, rebase=rebase, duration_s=0.0)
 
     async def _take(
         self,

@@ -4,7 +4,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -12,9 +12,11 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from gossip.messages import ShardRef
 from netsim.world import World, open_world
 from node.describe import describe
 from node.gossip_node import GossipNode
+from p2p.transport import PeerId
 from training.data import Corpus
 from training.merge_math import weights_hash
 from training.run_spec import parse_run_spec
@@ -141,14 +143,14 @@ async def test_the_status_of_a_restarted_node_still_tells_all_of_its_last_merge(
     async with open_world(SPEC, corpus, machines=3, seed=7) as world:
         nodes = await world.start_all()
         await until(lambda: all(node.merges.count == 2 for node in nodes), seconds=60)
-        before = describe(nodes[1], name="").last_merge
+        before = describe(nodes[1], device="cpu", parameters=0, name="").last_merge
         assert before is not None
         assert before.contributed
         assert before.loss_before is not None
         world.kill(1)
         again = await world.start(1, bootstrap=0)
         await until(lambda: again.merge_host.anchor is not None, seconds=1)
-        assert describe(again, name="").last_merge == before
+        assert describe(again, device="cpu", parameters=0, name="").last_merge == before
         assert weights_hash(again.trainer.read()) == weights_hash(nodes[0].trainer.read())
 
 
@@ -255,3 +257,31 @@ def test_one_seed_is_one_history_whatever_the_hash_seed() -> None:
         )
         histories.add(ran.stdout)
     assert len(histories) == 1
+
+
+async def test_an_anchor_found_again_late_does_not_replace_a_later_one(
+    autojump_clock: MockClock, corpus: Corpus
+) -> None:
+    """A restarted node has caught up with a merge before it has found the results of the one it had."""
+    async with open_world(SPEC, corpus, machines=4, seed=11) as world:
+        nodes = await world.start_all()
+        await until(lambda: all(node.merges.count == 1 for node in nodes), seconds=120)
+        results_before = set(nodes[0].merger.head_record.record.results)
+        world.kill(3)
+        await nodes[0].merges.merge_now(120)
+        late = await world.start(3, bootstrap=0)
+        fetch, slowed = late.merge_host.fetch, []
+
+        async def slow_fetch(ref: ShardRef, holders: Sequence[PeerId], timeout_s: float) -> None:
+            if ref in results_before:
+                slowed.append(ref)
+                await trio.sleep(20)
+            await fetch(ref, holders, timeout_s)
+
+        late.merge_host.fetch = slow_fetch
+        await until(lambda: late.merger.head_height >= 2, seconds=15)
+        assert slowed
+        await trio.sleep(60)
+        assert late.merges.last is not None
+        assert late.merges.last.height == late.merger.head_height
+        assert anchors([late]) == anchors([nodes[0]])

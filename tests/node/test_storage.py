@@ -2,13 +2,18 @@
 
 import os
 from pathlib import Path
+from typing import cast
 
 import pytest
+import trio
 
 from netsim.disk import SimDisk
-from node.checkpoints import FOLDER, Checkpoints
+from node.checkpoints import FOLDER, Checkpointer, Checkpoints
+from node.compute import ThreadCompute
+from node.costs import Costs
 from node.disk import LocalDisk
 from node.life import PATH, NodeState, begin_life, save_state
+from training.learner import Learner
 
 
 @pytest.fixture
@@ -74,6 +79,46 @@ async def test_of_two_generations_at_one_step_the_later_counts(
 ) -> None:
     for state in states:
         await Checkpoints(disk).save(10, state)
+    found = await Checkpoints(disk).load()
+    assert found is not None
+    assert found.state == states[1]
+
+
+class SlowFirstDisk(LocalDisk):
+    """The first write takes its time."""
+
+    writes = 0
+
+    async def write_atomic(self, path: str, data: bytes | memoryview, *, sync: bool = True) -> None:
+        self.writes += 1
+        await trio.sleep(0.2 if self.writes == 1 else 0)
+        await super().write_atomic(path, data, sync=sync)
+
+
+class MergingLearner:
+    """A learner at one step whose state is another one every time it is saved, as a merge makes it."""
+
+    step = 10
+
+    def __init__(self, states: tuple[bytes, bytes]) -> None:
+        self._states = iter(states)
+
+    def save(self) -> bytes:
+        return next(self._states)
+
+
+@pytest.mark.parametrize("states", [(b"earlier", b"later"), (b"later", b"earlier")])
+async def test_of_two_checkpoints_asked_for_at_once_the_later_counts(
+    tmp_path: Path, states: tuple[bytes, bytes]
+) -> None:
+    disk = SlowFirstDisk(tmp_path / "home")
+    learner = cast(Learner, MergingLearner(states))
+    checkpointer = Checkpointer(Checkpoints(disk), trainer=learner, compute=ThreadCompute(), costs=Costs())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(checkpointer.take)
+        await trio.sleep(0.05)
+        nursery.start_soon(checkpointer.take)
+    assert checkpointer.problem == ""
     found = await Checkpoints(disk).load()
     assert found is not None
     assert found.state == states[1]
