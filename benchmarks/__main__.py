@@ -7,7 +7,14 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from benchmarks import global_merge, mixing_kernel, shard_transfer, simulation, training_under_load
+from benchmarks import (
+    global_merge,
+    mixing_kernel,
+    record_traffic,
+    shard_transfer,
+    simulation,
+    training_under_load,
+)
 from benchmarks.harness import Figure
 
 BENCHMARKS: dict[str, Callable[[], Awaitable[list[Figure]]]] = {
@@ -15,6 +22,7 @@ BENCHMARKS: dict[str, Callable[[], Awaitable[list[Figure]]]] = {
     "training-under-load": training_under_load.measure,
     "mixing-kernel": mixing_kernel.measure,
     "global-merge": global_merge.measure,
+    "record-traffic": record_traffic.measure,
     "simulation": simulation.measure,
 }
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import structlog
+import trio
 
 from gossip.ledger import PeerLedger
 from gossip.messages import LOG_SYNC_PROTOCOL, Batches, Heads, Message, WantBatches, WantHeads
@@ -53,6 +54,8 @@ class LogExchange:
         self._take = take
         self._asking: dict[PeerId, bool] = {}
         """Peers with a round under way, and whether another one shall follow it."""
+        self.compared = trio.Event()
+        """Set once a round was held to its end."""
         self.rounds = 0
         """Rounds begun here and finished."""
         self.rounds_failed = 0
@@ -104,6 +107,7 @@ class LogExchange:
         for head in parse_rows(heads.rows):
             brought |= await self._catch_up(peer, head)
         self.rounds += 1
+        self.compared.set()
         return brought
 
     async def _catch_up(self, peer: PeerId, head: Head) -> bool:

@@ -99,6 +99,7 @@ class Side:
 
     def _travel(self, kind: Frame, stream_id: int, payload: bytes) -> None:
         network, link = self._network, self.link
+        self.host.meter.bytes_sent += len(payload) + FRAME_OVERHEAD_BYTES
         sent_s = network.clock.current_time()
         if link.bytes_per_s != math.inf:
             sent_s = max(sent_s, self._free_s) + (len(payload) + FRAME_OVERHEAD_BYTES) / link.bytes_per_s
@@ -120,6 +121,7 @@ class Side:
             return
         network = self._network
         network.deliveries += 1
+        self.host.meter.bytes_received += len(payload) + FRAME_OVERHEAD_BYTES
         if network.trace is not None:
             network.trace.delivered(
                 network.clock.current_time(),
@@ -207,7 +209,6 @@ class Side:
             credit=limits.receive_window_bytes,
             window_bytes=limits.receive_window_bytes,
             timeout_s=limits.stream_timeout_s,
-            meter=self.host.meter,
         )
         return stream
 

@@ -24,8 +24,9 @@ from netsim.connection import Frame, Side
 from netsim.determinism import SimClock, sim_clock
 from netsim.links import Cut, Cuts, Line, LinkModel
 from p2p.errors import PeerUnreachable
-from p2p.flow import FlowStream, Meter
+from p2p.flow import FlowStream
 from p2p.limits import DEFAULT_LIMITS, Limits
+from p2p.metered import Meter
 from p2p.peer_events import PeerEvents
 from p2p.protocols import Protocols
 from p2p.service import open_service_nursery

@@ -28,7 +28,7 @@ from training.run_spec import OneByteSpec, RunSpec
 LOOK_S = 1.0
 """A state hash may be due although nothing new has come."""
 JOIN_S = 600.0
-"""The longest that a newcomer waits for a snapshot that members have told of."""
+"""The longest that a newcomer tries to come to where the others are before it learns."""
 JOIN_LOOK_S = 0.5
 JOIN_LOOKS = 6
 """Looks at what members tell, before a newcomer takes it that there is no snapshot."""
@@ -187,23 +187,33 @@ class OneByteNode(Node):
         nursery.start_soon(self._take_part, nursery)
 
     async def _take_part(self, nursery: trio.Nursery) -> None:
-        """Who holds nothing begins from a snapshot, if there is one, instead of asking for every batch there was."""
-        if not self.logs.records and len(self.book):
+        """Who holds nothing goes first where the others are; after JOIN_S it is taken that there are none."""
+        joining = not self.logs.records and len(self.book) > 0
+        until_s = trio.current_time() + JOIN_S
+        if joining:
             self.phase = "joining"
-            with trio.move_on_after(JOIN_S):
-                await self._join()
+            with trio.move_on_at(until_s):
+                await self._find_snapshot()
         nursery.start_soon(self.spread.run)
-        nursery.start_soon(self._learn)
         nursery.start_soon(self._follow)
         nursery.start_soon(self.snapshots.run)
+        if joining:
+            with trio.move_on_at(until_s):
+                await self._catch_up()
+        nursery.start_soon(self._learn)
 
-    async def _join(self) -> None:
-        """Return once a snapshot was taken over, or members are heard that know of none."""
+    async def _find_snapshot(self) -> None:
+        """Return once one was taken over, which spares all batches below it, or members are heard that know of none."""
         looks = 0
         while self.snapshots.certified is None and looks < JOIN_LOOKS:
             await trio.sleep(JOIN_LOOK_S)
             await self.snapshots.look()
             looks += bool(self.members.peers()) and not self.snapshots.offered
+
+    async def _catch_up(self) -> None:
+        """Return once the weights hold all that one member held."""
+        await self.spread.exchange.compared.wait()
+        await self.keeper.apply_changes()
 
     async def _make_durable(self) -> None:
         self._progress.made()  # Who waits for more room to learn is to notice that there is no need of it.

@@ -11,7 +11,6 @@ the other side's reader consumes. Receiving more than was granted is an offence 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from typing import Protocol
 
 import trio
@@ -20,14 +19,6 @@ from p2p.patience import renew
 
 FRAME_PAYLOAD_BYTES = 65_507
 """Payload bytes of a full frame: with the 12-byte yamux header it fills one Noise message exactly (65,519)."""
-
-
-@dataclass(slots=True)
-class Meter:
-    """Running totals over all streams of a transport, in payload bytes."""
-
-    bytes_sent: int = 0
-    bytes_received: int = 0
 
 
 class FrameSink(Protocol):
@@ -67,12 +58,10 @@ class FlowStream(trio.abc.HalfCloseableStream):
         credit: int,
         window_bytes: int,
         timeout_s: float,
-        meter: Meter,
     ) -> None:
         """``credit`` bytes may be sent at once; ``window_bytes`` is what the other side was granted."""
         self.stream_id = stream_id
         self._sink = sink
-        self._meter = meter
         self._timeout_s = timeout_s
 
         self._credit = credit
@@ -127,7 +116,6 @@ class FlowStream(trio.abc.HalfCloseableStream):
 
     def _send_frame(self, payload: memoryview) -> None:
         self._credit -= len(payload)
-        self._meter.bytes_sent += len(payload)
         self._sink.send_data(self, payload)
 
     async def wait_send_all_might_not_block(self) -> None:
@@ -238,7 +226,6 @@ class FlowStream(trio.abc.HalfCloseableStream):
 
     def deliver(self, payload: bytes) -> None:
         """Bytes arrived; they were accounted for before."""
-        self._meter.bytes_received += len(payload)
         if not self._eof_received:
             self._unread.append(payload)
             if self._receiving:

@@ -37,9 +37,10 @@ from multiaddr import Multiaddr
 
 from p2p import multistream
 from p2p.errors import AddressError, GossamerError, PeerUnreachable, PortInUse, TransportError
-from p2p.flow import FlowStream, Meter
+from p2p.flow import FlowStream
 from p2p.identity import Identity, public_key_of
 from p2p.limits import DEFAULT_LIMITS, Limits
+from p2p.metered import Meter, MeteredStream
 from p2p.noise_stream import NoiseStream
 from p2p.peer_events import PeerEvents
 from p2p.protocols import Protocols
@@ -227,7 +228,7 @@ class Libp2pTransport:
 
     async def _dial_address(self, peer: PeerId, address: str) -> None:
         host, port = _host_and_port(address)
-        socket = await trio.open_tcp_stream(host, port)
+        socket = MeteredStream(await trio.open_tcp_stream(host, port), self._meter)
         try:
             carrier, _ = await self._upgrade(socket, expected=peer)
         except BaseException:
@@ -249,7 +250,7 @@ class Libp2pTransport:
         self._handshakes[address] += 1
         try:
             with trio.fail_after(self._limits.dial_timeout_s):
-                carrier, peer = await self._upgrade(socket, expected=None)
+                carrier, peer = await self._upgrade(MeteredStream(socket, self._meter), expected=None)
         except (OSError, GossamerError, trio.TooSlowError) as error:
             _log.debug("no handshake from %s: %s", address, error)
             return
@@ -259,9 +260,7 @@ class Libp2pTransport:
         if peer in self._connections or len(self._connections) < self._limits.peers_max:
             await self._run(self._register(peer, carrier, outbound=False))
 
-    async def _upgrade(
-        self, socket: trio.SocketStream, *, expected: PeerId | None
-    ) -> tuple[NoiseStream, PeerId]:
+    async def _upgrade(self, socket: MeteredStream, *, expected: PeerId | None) -> tuple[NoiseStream, PeerId]:
         """Encrypt, authenticate and multiplex a fresh socket; ``expected`` is the peer we dialled, if we did."""
         raw = RawConnection(TrioTCPStream(socket), initiator=expected is not None)
         try:
@@ -293,7 +292,6 @@ class Libp2pTransport:
             carrier,
             initiator=outbound,
             limits=self._limits,
-            meter=self._meter,
             admit=partial(self._protocols.admit, peer),
         )
         link = _Connection(peer, session)

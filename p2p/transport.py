@@ -70,7 +70,7 @@ StreamHandler = Callable[[PeerId, FlowStream], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Payload bytes moved through all streams since the transport opened, and streams open now."""
+    """Bytes moved since the transport opened, with all that carrying them takes, and streams open now."""
 
     bytes_sent: int
     bytes_received: int

@@ -21,7 +21,7 @@ from typing import Final
 
 import trio
 
-from p2p.flow import FRAME_PAYLOAD_BYTES, FlowStream, Meter
+from p2p.flow import FRAME_PAYLOAD_BYTES, FlowStream
 from p2p.limits import Limits
 
 DATA, WINDOW_UPDATE, PING, GO_AWAY = range(4)
@@ -59,13 +59,11 @@ class Session:
         *,
         initiator: bool,
         limits: Limits,
-        meter: Meter,
         admit: Callable[[], bool],
     ) -> None:
         assert limits.receive_window_bytes >= INITIAL_WINDOW_BYTES, "the protocol grants 256 KiB unasked"
         self._carrier = carrier
         self._limits = limits
-        self._meter = meter
         self._admit = admit
         self._next_id = 1 if initiator else 2
         self._streams: dict[int, FlowStream] = {}
@@ -280,7 +278,6 @@ class Session:
             credit=credit,
             window_bytes=self._limits.receive_window_bytes,
             timeout_s=self._limits.stream_timeout_s,
-            meter=self._meter,
         )
         self._streams[stream_id] = stream
         return stream

@@ -12,10 +12,11 @@ import trio
 from netsim.determinism import SimClock
 from netsim.metrics import MEMBER_AFTER_S, Metrics, dispersion
 from netsim.world import Machine
+from node.gossip_node import GossipNode
 
 
-class SketchedNode:
-    """As much of a node as is measured."""
+class SketchedNode(GossipNode):
+    """As much of a node as is measured, and nothing else of it."""
 
     def __init__(self, weights: list[float], loss: float = 1.0) -> None:
         self.asked: list[int] = []

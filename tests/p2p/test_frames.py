@@ -8,7 +8,7 @@ import trio
 import trio.testing
 
 from p2p.errors import MalformedMessage, StreamBroken
-from p2p.flow import FlowStream, Meter
+from p2p.flow import FlowStream
 from p2p.frames import receive_exactly, receive_message, send_message
 
 WINDOW_BYTES = 256
@@ -56,8 +56,7 @@ class Wire:
 def stream_pair(crumb_bytes: int = 1 << 20) -> tuple[FlowStream, FlowStream]:
     wires = Wire(crumb_bytes), Wire(crumb_bytes)
     left, right = (
-        FlowStream(wire, 1, credit=WINDOW_BYTES, window_bytes=WINDOW_BYTES, timeout_s=5.0, meter=Meter())
-        for wire in wires
+        FlowStream(wire, 1, credit=WINDOW_BYTES, window_bytes=WINDOW_BYTES, timeout_s=5.0) for wire in wires
     )
     wires[0].far, wires[1].far = right, left
     return left, right

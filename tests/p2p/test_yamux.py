@@ -8,7 +8,7 @@ import pytest
 import trio
 import trio.testing
 
-from p2p.flow import FRAME_PAYLOAD_BYTES, Meter
+from p2p.flow import FRAME_PAYLOAD_BYTES
 from p2p.limits import Limits
 from p2p.yamux import (
     ACK,
@@ -39,7 +39,7 @@ class Wire:
     def __init__(self, nursery: trio.Nursery, *, admitted: int = 4) -> None:
         self.stream, carrier = trio.testing.memory_stream_pair()
         self._left = admitted
-        self.session = Session(carrier, initiator=False, limits=LIMITS, meter=Meter(), admit=self._admit)
+        self.session = Session(carrier, initiator=False, limits=LIMITS, admit=self._admit)
         nursery.start_soon(self.session.run)
 
     def _admit(self) -> bool:
@@ -209,8 +209,7 @@ async def test_a_socket_that_takes_nothing_holds_the_senders_and_bounds_the_queu
     autojump_clock: Clock, nursery: trio.Nursery
 ) -> None:
     ours, carrier = trio.testing.lockstep_stream_pair()  # takes a write only while somebody reads
-    meter = Meter()
-    session = Session(carrier, initiator=True, limits=LIMITS, meter=meter, admit=lambda: True)
+    session = Session(carrier, initiator=True, limits=LIMITS, admit=lambda: True)
     nursery.start_soon(session.run)
 
     async def send() -> None:
@@ -225,8 +224,9 @@ async def test_a_socket_that_takes_nothing_holds_the_senders_and_bounds_the_queu
         await trio.testing.wait_all_tasks_blocked()
         assert 0 < session._data_frames <= DATA_FRAMES_QUEUED
         # One write's worth is with the socket, a full queue behind it, and the senders hold the rest.
-        assert meter.bytes_sent <= WRITE_BYTES + DATA_FRAMES_QUEUED * FRAME_PAYLOAD_BYTES
-        assert meter.bytes_sent < 4 * INITIAL_WINDOW_BYTES
+        queued_bytes = sum(map(len, session._outbox))
+        assert queued_bytes <= DATA_FRAMES_QUEUED * (HEADER.size + FRAME_PAYLOAD_BYTES)
+        assert WRITE_BYTES + queued_bytes < 4 * INITIAL_WINDOW_BYTES
     assert trio.current_time() - started <= LIMITS.stream_timeout_s
     await ours.aclose()
 
@@ -235,7 +235,7 @@ async def test_a_peer_that_asks_without_reading_is_cut_off(
     autojump_clock: Clock, nursery: trio.Nursery
 ) -> None:
     ours, carrier = trio.testing.lockstep_stream_pair()
-    session = Session(carrier, initiator=False, limits=LIMITS, meter=Meter(), admit=lambda: True)
+    session = Session(carrier, initiator=False, limits=LIMITS, admit=lambda: True)
     nursery.start_soon(session.run)
     await ours.send_all(HEADER.pack(0, PING, SYN, 0, 0) * (2 * CONTROL_FRAMES_MAX))
     await session.closed.wait()
