@@ -10,6 +10,7 @@ import trio
 from benchmarks import (
     global_merge,
     mixing_kernel,
+    one_byte_cost,
     record_traffic,
     shard_transfer,
     simulation,
@@ -22,6 +23,7 @@ BENCHMARKS: dict[str, Callable[[], Awaitable[list[Figure]]]] = {
     "training-under-load": training_under_load.measure,
     "mixing-kernel": mixing_kernel.measure,
     "global-merge": global_merge.measure,
+    "one-byte-cost": one_byte_cost.measure,
     "record-traffic": record_traffic.measure,
     "simulation": simulation.measure,
 }

@@ -1,8 +1,8 @@
 """One-byte mode: bytes that a node receives for each record of another, on real sockets and in netsim.
 
-Owns no model worth the name: records are made as fast as the machine can, so that many batches pass in a minute. What is
-received is counted at the sockets, with signatures, framing, encryption and reconciliation. What also flows while
-nothing is learned, heartbeats and signs of life, is measured in a swarm that has finished and taken off by the second.
+The model is as small as can be, so that many batches pass in a minute. What is received is counted at the sockets, with
+signatures, framing, encryption and reconciliation. What also flows while nothing is learned, heartbeats and signs of
+life, is measured in a swarm that has finished, and taken off by the second.
 """
 
 from __future__ import annotations
@@ -148,14 +148,21 @@ async def _processes(steps: int, batch: int) -> list[tuple[_Count, _Count]]:
         try:
             for node in swarm:
                 node.start([swarm[0].address] if node is not swarm[0] else [])
-            with trio.fail_after(120):
-                while any(count.connections < NODES - 1 for count in await _look_at(swarm)):
-                    await trio.sleep(0.5)
+            await _all_met(swarm)
             await trio.sleep(WARM_S)
             return await _between(lambda: _look_at(swarm), steps=steps, batch=batch)
         finally:
             for node in swarm:
                 node.kill()
+
+
+async def _all_met(swarm: Sequence[NodeProcess]) -> None:
+    with trio.fail_after(120):
+        while True:
+            counts = await _look_at(swarm)
+            if all(count.connections == NODES - 1 for count in counts):
+                return
+            await trio.sleep(0.5)
 
 
 async def _look_at(swarm: Sequence[NodeProcess]) -> list[_Count]:

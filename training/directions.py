@@ -60,14 +60,16 @@ def direction_words(keys: Sequence[Key], first: int, count: int, device: torch.d
     return z_RW.bitwise_xor_(_shifted_right(z_RW, 31))
 
 
-def sign_bits(words_RW: Tensor) -> Tensor:
-    """The signs in words: int8 (R, 64 W), 0 for +1 and 1 for -1.
+def signs_of(words_RW: Tensor) -> Tensor:
+    """The signs in words: int8 (R, 64 W), +1 where the bit is clear and -1 where it is set.
 
-    Sign 8 i + j of a word is bit 8 j + i of it: so the signs come out of a few shifts and masks of whole words, eight
-    in each result, and a little-endian machine has them in order.
+    Sign 8 i + j of a word is bit 8 j + i of it: so the signs come out of a few operations on whole words, eight in each
+    result, and a little-endian machine has them in order.
     """
     shifts = torch.arange(8, device=words_RW.device)
-    return (words_RW[..., None] >> shifts).bitwise_and_(_LOW_BIT_OF_BYTES).view(torch.int8).flatten(-2)
+    bits = (words_RW[..., None] >> shifts).bitwise_and_(_LOW_BIT_OF_BYTES)
+    # Byte by byte, without a carry: 0 becomes 1, and 1 becomes 255, which is -1.
+    return bits.mul_(0xFE).bitwise_xor_(_LOW_BIT_OF_BYTES).view(torch.int8).flatten(-2)
 
 
 def _shifted_right(words: Tensor, bits: int) -> Tensor:

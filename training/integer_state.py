@@ -15,6 +15,7 @@ on int32 as two's complement, wherever torch runs.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,7 +25,7 @@ from blake3 import blake3
 from torch import Tensor
 
 from training.byte_code import ByteTable, coefficient
-from training.directions import SIGNS_PER_WORD, Key, direction_words, sign_bits
+from training.directions import SIGNS_PER_WORD, Key, direction_words, signs_of
 
 MAGNITUDE_BITS = 27
 """The largest base weight of a tensor is below 2^27 units: fine enough for the smallest move, with room to grow
@@ -38,8 +39,11 @@ MOVES_AT_ONCE = 64
 BLOCK_WORDS = 8192
 """Words of all directions that are made at once: their signs take 2 MiB in fp32, which stay in a core's cache."""
 
-BLOCK_WORDS_EACH = 1024
-"""Words of one direction that are made at once: its sums take 768 KiB."""
+BLOCK_WORDS_EACH = 4096
+"""Words of one direction that are made at once: its signs take 1 MiB in int32."""
+
+FEW_MOVES = 8
+"""So many are added one after the other sooner than by a matrix product."""
 
 _LIMB_BITS = 11
 _LIMBS = 3
@@ -106,6 +110,14 @@ class Grid:
             runs.append((first, end, span.exponent))
         return tuple(runs)
 
+    def runs_within(self, first: int, end: int) -> Iterator[tuple[int, int, int]]:
+        """Those of ``runs`` that lie in words ``first`` to ``end``, cut off there."""
+        at = bisect_right(self.runs, first, key=lambda run: run[1])
+        while at < len(self.runs) and self.runs[at][0] < end:
+            start, stop, exponent = self.runs[at]
+            yield max(start, first), min(stop, end), exponent
+            at += 1
+
     def views(self, values: Tensor) -> dict[str, Tensor]:
         """The named, shaped tensors of a flat vector of this grid: views."""
         return {span.name: values[span.start : span.stop].view(span.shape) for span in self.spans}
@@ -139,18 +151,22 @@ class IntegerState:
 
     def _move(self, moves: Sequence[Move], table: ByteTable, sense: int) -> None:
         for keys, coefficients in self._grouped(moves, table, sense):
+            few = len(keys) <= FEW_MOVES
             words_at_once = min(BLOCK_WORDS // len(keys), BLOCK_WORDS_EACH)
-            for first, end, exponent in self.grid.runs:
-                limbs = _limbs(coefficients[exponent], self.values.device)
-                total = _wrapped(sum(coefficients[exponent]))
-                for word in range(first, end, words_at_once):
-                    count = min(words_at_once, end - word)
-                    slot = self.values[word * SIGNS_PER_WORD : (word + count) * SIGNS_PER_WORD]
-                    bits_RN = sign_bits(direction_words(keys, word, count, self.values.device))
-                    # A sign is 1 - 2 bit: the sum of all coefficients less twice that of those whose bit is set.
-                    slot.add_(total)
-                    for i, limb_N in enumerate((limbs @ bits_RN.float()).to(torch.int32)):
-                        slot.sub_(limb_N, alpha=2 << _LIMB_BITS * i)
+            limbs = {exponent: _limbs(row, self.values.device) for exponent, row in coefficients.items()}
+            for word in range(0, self.grid.words, words_at_once):
+                count = min(words_at_once, self.grid.words - word)
+                signs_RN = signs_of(direction_words(keys, word, count, self.values.device))
+                signs_RN = signs_RN.int() if few else signs_RN.float()
+                for first, end, exponent in self.grid.runs_within(word, word + count):
+                    slot = self.values[first * SIGNS_PER_WORD : end * SIGNS_PER_WORD]
+                    part_RN = signs_RN[:, (first - word) * SIGNS_PER_WORD : (end - word) * SIGNS_PER_WORD]
+                    if few:
+                        for total, signs_N in zip(coefficients[exponent], part_RN, strict=True):
+                            slot.add_(signs_N, alpha=_wrapped(total))
+                    else:
+                        for i, limb_N in enumerate((limbs[exponent] @ part_RN).to(torch.int32)):
+                            slot.add_(limb_N, alpha=1 << _LIMB_BITS * i)
 
     def _grouped(
         self, moves: Sequence[Move], table: ByteTable, sense: int

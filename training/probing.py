@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from training.directions import SIGNS_PER_WORD, Key, direction_words, sign_bits
+from training.directions import SIGNS_PER_WORD, Key, direction_words, signs_of
 from training.integer_state import Grid, GridSpan
 
 WORDS_AT_ONCE = 4096
@@ -95,10 +95,10 @@ class Prober:
     def _perturb(self, group: _Group, scratch: Tensor, key: Key, step: float, *_of_the_hook: object) -> None:
         for first in range(group.first, group.end, WORDS_AT_ONCE):
             count = min(WORDS_AT_ONCE, group.end - first)
-            bits = sign_bits(direction_words([key], first, count, scratch.device))[0]
+            signs = signs_of(direction_words([key], first, count, scratch.device))[0]
             start, size = first * SIGNS_PER_WORD, count * SIGNS_PER_WORD
             into = scratch[start - group.spans[0].start :][:size]
-            torch.add(self._weights[start : start + size], bits.float(), alpha=-2 * step, out=into).add_(step)
+            torch.add(self._weights[start : start + size], signs.float(), alpha=step, out=into)
         for span in group.spans:
             start = span.start - group.spans[0].start
             values = scratch[start : start + math.prod(span.shape)]

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from training.directions import SIGNS_PER_WORD, Key, KeySequence, direction_words, sign_bits
+from training.directions import SIGNS_PER_WORD, Key, KeySequence, direction_words, signs_of
 
 CPU = torch.device("cpu")
 RUN = bytes(range(32))
@@ -25,7 +25,7 @@ def plain_word(key: Key, number: int) -> int:
 
 
 def signs(keys: list[Key], words: int, first: int = 0) -> torch.Tensor:
-    return 1 - 2 * sign_bits(direction_words(keys, first, words, CPU)).to(torch.float64)
+    return signs_of(direction_words(keys, first, words, CPU)).to(torch.float64)
 
 
 def some_keys(count: int) -> list[Key]:
@@ -50,8 +50,9 @@ def test_known_answers() -> None:
         key = sequence.key(number)
         words = direction_words([key], 0, 2, CPU)[0].tolist()
         assert tuple(value & MASK for value in (*key, *words)) == answer
-    bits = sign_bits(direction_words([sequence.key(0)], 0, 1, CPU))[0].tolist()
-    assert "".join(map(str, bits)) == "1101000000010111000001100001110010101011101000000111100001000110"
+    signs = signs_of(direction_words([sequence.key(0)], 0, 1, CPU))[0].tolist()
+    bits = "1101000000010111000001100001110010101011101000000111100001000110"
+    assert signs == [1 - 2 * int(bit) for bit in bits]
 
 
 def test_words_are_those_of_the_formula() -> None:
@@ -63,11 +64,11 @@ def test_words_are_those_of_the_formula() -> None:
 
 def test_signs_are_the_bits_of_words_in_the_order_of_the_protocol() -> None:
     words = direction_words(some_keys(2), 0, 3, CPU)
-    bits = sign_bits(words)
+    signs = signs_of(words)
     for row in range(2):
         for position in range(3 * SIGNS_PER_WORD):
             word, (i, j) = position // SIGNS_PER_WORD, divmod(position % SIGNS_PER_WORD, 8)
-            assert bits[row, position] == words[row, word].item() >> (8 * j + i) & 1
+            assert signs[row, position] == 1 - 2 * (words[row, word].item() >> (8 * j + i) & 1)
 
 
 def test_any_slice_can_be_made_alone() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.byte_code import coefficient, rate_units
-from training.directions import KeySequence, direction_words, sign_bits
+from training.directions import KeySequence, direction_words, signs_of
 from training.integer_state import Grid, IntegerState, Move
 
 CPU = torch.device("cpu")
@@ -60,7 +60,7 @@ def by_definition(state: IntegerState, made: Sequence[Move]) -> torch.Tensor:
     """Every parameter of every move by itself, as docs/PROTOCOL.md says it."""
     values = state.values.to(torch.int64)
     for move in made:
-        signs = 1 - 2 * sign_bits(direction_words([move.key], 0, state.grid.words, CPU))[0].to(torch.int64)
+        signs = signs_of(direction_words([move.key], 0, state.grid.words, CPU))[0].to(torch.int64)
         for first, end, exponent in state.grid.runs:
             place = slice(first * 64, end * 64)
             values[place] += coefficient(move.byte, move.rate, exponent) * signs[place]

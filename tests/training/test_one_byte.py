@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from netsim.labelled_data import digits
 from training.byte_code import decode, encode
-from training.directions import direction_words, sign_bits
+from training.directions import direction_words, signs_of
 from training.one_byte import OneByteLearner, RecordRun
 from training.run_spec import RunSpec, parse_run_spec
 from training.tasks import build_task
@@ -94,7 +94,7 @@ def trained_by_floats() -> float:
             one._weights.copy_(shared._weights)
             slopes = float_slopes(one, machine, number)
             for place, slope in slopes.items():
-                step += slope * signs_of(one, machine, place)
+                step += slope * direction_of(one, machine, place)
         shared._weights.sub_(step, alpha=0.02 / 16)
     return shared.accuracy()
 
@@ -109,9 +109,9 @@ def float_slopes(one: OneByteLearner, machine: int, number: int) -> dict[int, fl
     return {place: one._prober.slope(loss, one._key(log_of(machine), place), 1e-3) for place in places}
 
 
-def signs_of(one: OneByteLearner, machine: int, place: int) -> Tensor:
+def direction_of(one: OneByteLearner, machine: int, place: int) -> Tensor:
     words = direction_words([one._key(log_of(machine), place)], 0, one.state.grid.words, torch.device("cpu"))
-    return 1 - 2 * sign_bits(words)[0].float()
+    return signs_of(words)[0].float()
 
 
 def test_a_byte_is_as_good_as_a_float() -> None:
