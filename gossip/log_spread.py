@@ -44,6 +44,9 @@ from p2p.transport import PeerDown, PeerId, PeerUp, Transport
 QUEUE_MAX = 256
 """Messages that wait for one neighbour; one that is slower than that is told to compare instead."""
 
+LANE_QUIET_S = 15.0
+"""A neighbour to whom nothing was said for so long needs no open stream: in a crowd its connection may go."""
+
 DIGESTS_REMEMBERED = 256
 """Version vectors of our own that are recognised when others tell of them."""
 
@@ -245,18 +248,19 @@ class LogSpread:
         lane.filled.set()
 
     async def _speak(self, peer: PeerId, lane: _Lane) -> None:
-        """Send what is queued for ``peer``, on one stream for as long as it lasts, until the lane is closed."""
+        """Send what is queued for ``peer``, until the lane is closed: on one stream for as long as there is something."""
         with lane.scope:
             while True:
                 await lane.filled.wait()
                 try:
                     stream = await self._transport.open_stream(peer, LOG_PROTOCOL)
                     try:
-                        while True:
+                        while lane.filled.is_set():
                             while lane.queue:
                                 await send_message(stream, self._next(lane))
                             lane.filled = trio.Event()
-                            await lane.filled.wait()
+                            with trio.move_on_after(LANE_QUIET_S):
+                                await lane.filled.wait()
                     finally:
                         stream.close()
                 except TransportError as error:

@@ -17,6 +17,7 @@ from netsim.world import Machine, World
 from node.one_byte_node import OneByteNode
 from p2p.errors import TransportError
 from p2p.frames import send_message
+from p2p.limits import DEFAULT_LIMITS, Limits
 from training.one_byte import OneByteLearner, RecordRun
 from training.run_spec import RunSpec, parse_run_spec, run_id, spec_as_toml
 
@@ -42,8 +43,10 @@ def learners(spec: RunSpec):
 
 
 @contextlib.asynccontextmanager
-async def world(seed: int, machines: int, spec: RunSpec = SPEC) -> AsyncIterator[World]:
-    async with open_sim_network(random.Random(seed)) as network, trio.open_nursery() as nursery:
+async def world(
+    seed: int, machines: int, spec: RunSpec = SPEC, limits: Limits = DEFAULT_LIMITS
+) -> AsyncIterator[World]:
+    async with open_sim_network(random.Random(seed), limits=limits) as network, trio.open_nursery() as nursery:
         one = World(network, nursery, spec=spec, seed=seed, learners=learners(spec))
         for _ in range(machines):
             one.add_machine()
@@ -111,6 +114,21 @@ async def test_a_node_that_lost_its_records_opens_another_log(autojump_clock: ob
         assert again.author.log != log
         assert len(await all_finish(one, within_s=120)) == 1
         assert not any(head.forked for head in again.logs.heads())
+
+
+async def test_in_a_crowd_there_is_room_for_a_newcomer(autojump_clock: object) -> None:
+    """All slots of all seven are taken; whoever has nothing to say to a neighbour is to let it go."""
+    async with world(13, 8, limits=Limits(peers_max=6, links_target=3)) as one:
+        await one.start(0)
+        for number in range(1, 7):
+            await one.start(number, bootstrap=0)
+        await trio.sleep(40)
+        assert all(len(node.runtime.transport.peers()) > 2 for node in nodes(one))
+        newcomer = await one.start(7, bootstrap=0)
+        assert isinstance(newcomer, OneByteNode)
+        with trio.fail_after(120):
+            while newcomer.logs.records < 7 * 400:
+                await trio.sleep(1)
 
 
 async def test_two_halves_that_were_cut_off_end_with_the_same_bits(autojump_clock: object) -> None:
