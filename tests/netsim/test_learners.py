@@ -52,12 +52,12 @@ def trainers(scenario: Scenario, count: int, seed: int = 0) -> list[Trainer]:
 
 def rows_seen(trainer: Trainer, batches: int = 100) -> set[bytes]:
     """The examples in its first batches."""
-    task = cast(LabelledTask, trainer._task)
+    task = cast(LabelledTask, trainer.task)
     return {row.tobytes() for number in range(batches) for row in np.asarray(task.batch(number)[0])}
 
 
 def classes_seen(trainer: Trainer) -> set[int]:
-    task = cast(LabelledTask, trainer._task)
+    task = cast(LabelledTask, trainer.task)
     return {int(label) for number in range(100) for label in task.batch(number)[1]}
 
 
