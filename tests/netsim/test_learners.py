@@ -65,7 +65,7 @@ def test_machines_have_parts_of_their_own_and_one_held_out_set() -> None:
     four = trainers(DIGITS, 4)
     seen = [rows_seen(trainer) for trainer in four]
     assert all(not seen[left] & seen[right] for left in range(4) for right in range(left))
-    assert len({trainer.held_out_digest for trainer in four}) == 1
+    assert len({trainer.task.held_out_digest for trainer in four}) == 1
 
 
 def test_who_joins_later_shares_the_part_of_an_earlier_machine() -> None:

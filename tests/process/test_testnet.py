@@ -104,7 +104,7 @@ def test_four_nodes_and_one_alone_end_with_one_model(tmp_path: Path, spec_file: 
     exported = load_exported(Path(report.exported).read_bytes(), trainer.layout)
     assert exported.spec == spec
     assert weights_hash(exported.values).hex() == report.weights_hash
-    assert trainer.held_out_digest.hex() == report.held_out_digest
+    assert trainer.task.held_out_digest.hex() == report.held_out_digest
     assert trainer.evaluate(exported.values) == pytest.approx(report.merged_loss, abs=1e-6)
 
     # Nothing runs any more, and the outcome is still there to be asked for.
