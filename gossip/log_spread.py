@@ -248,7 +248,7 @@ class LogSpread:
         lane.filled.set()
 
     async def _speak(self, peer: PeerId, lane: _Lane) -> None:
-        """Send what is queued for ``peer``, until the lane is closed: on one stream for as long as there is something."""
+        """Send what is queued for ``peer``, until the lane is closed: on one stream while there is something."""
         with lane.scope:
             while True:
                 await lane.filled.wait()

@@ -79,7 +79,10 @@ class Grid:
 
     @classmethod
     def under(cls, weights: Mapping[str, Tensor]) -> Grid:
-        """The grid of base ``weights``, of which it is a pure function. Raises ValueError for what is not finite."""
+        """The grid of base ``weights``, of which it is a pure function.
+
+        Raises ValueError for what is not finite, or too large.
+        """
         spans = []
         start = 0
         for name, tensor in sorted(weights.items()):
@@ -227,6 +230,10 @@ def _exponent(name: str, tensor: Tensor) -> int:
     if not math.isfinite(largest):
         raise ValueError(f"{name} has an element that is not finite")
     bits = math.frexp(largest)[1] if largest else 0
+    if bits > MAGNITUDE_BITS:
+        raise ValueError(
+            f"{name} has an element of {largest:g}, and a state holds none of 2^{MAGNITUDE_BITS} or more"
+        )
     return max(0, min(EXPONENT_MAX, MAGNITUDE_BITS - bits))
 
 

@@ -218,7 +218,8 @@ class OneByteLearner:
         if not self._one_byte.pool:
             return sequence.key(number)
         # A log goes through the pool in an order of its own: which direction it takes is as random as its keys.
-        return self._pool.key(sequence.key(number)[0] % self._one_byte.pool)
+        start = sequence.key(number)[0] % (1 << 64)
+        return self._pool.key(start % self._one_byte.pool)
 
     def digest(self) -> bytes:
         """The state hash, 32 bytes: of everything that the records decide, and nothing else."""

@@ -46,7 +46,10 @@ def learners(spec: RunSpec):
 async def world(
     seed: int, machines: int, spec: RunSpec = SPEC, limits: Limits = DEFAULT_LIMITS
 ) -> AsyncIterator[World]:
-    async with open_sim_network(random.Random(seed), limits=limits) as network, trio.open_nursery() as nursery:
+    async with (
+        open_sim_network(random.Random(seed), limits=limits) as network,
+        trio.open_nursery() as nursery,
+    ):
         one = World(network, nursery, spec=spec, seed=seed, learners=learners(spec))
         for _ in range(machines):
             one.add_machine()

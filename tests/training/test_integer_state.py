@@ -125,6 +125,13 @@ def test_digests_tell_grids_apart() -> None:
     assert len(digests) == 3
 
 
+def test_base_weights_beyond_the_grid_are_refused() -> None:
+    largest = float(2**27 - 8)
+    assert IntegerState.rounded({"at": torch.tensor([largest])}, CPU).values[0] == 2**27 - 8
+    with pytest.raises(ValueError, match=r"at has an element of .* or more"):
+        IntegerState.rounded({"at": torch.tensor([-float(2**27)])}, CPU)
+
+
 def test_base_weights_that_are_not_finite_are_refused() -> None:
     with pytest.raises(ValueError, match="bias"):
         Grid.under({"bias": torch.tensor([1.0, float("nan")])})
