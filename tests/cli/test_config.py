@@ -77,7 +77,7 @@ def test_the_default_file_sets_nothing_and_uncommented_sets_the_defaults(tmp_pat
         line.split(" =")[0].removeprefix("# ") for line in text.splitlines() if " = " in line
     }
     file = tmp_path / "config.toml"
-    examples = ("part", "data_path", "log_file")
+    examples = ("part", "data_path", "base_path", "log_file")
     lines = [line.removeprefix("# ") for line in text.splitlines() if " = " in line]
     file.write_text("\n".join(line for line in lines if not line.startswith(examples)))
     assert load_config(file, {}).config == NodeConfig()
