@@ -78,6 +78,7 @@ class Commands:
             self._node,
             device=str(parameters[0].device),
             parameters=sum(parameter.numel() for parameter in parameters),
+            unit=self._task.unit,
             name=self._name,
         )
 

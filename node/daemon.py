@@ -242,7 +242,7 @@ async def _log_progress(node: Node) -> None:
                 step=node.step,
                 of=node.spec.train.steps,
                 loss=node.loss and round(node.loss, 4),
-                bytes_per_s=round(node.tokens_per_s),
+                tokens_per_s=round(node.tokens_per_s),
                 **node.facts(),
                 peers=len(node.members.alive(trio.current_time())),
             )

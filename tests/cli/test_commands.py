@@ -52,7 +52,6 @@ def test_the_flags_of_daily_commands_are_few_and_known(gossamer: Gossamer) -> No
             "--threads",
             "--data",
             "--base",
-            "--base",
             "--part",
             "--linger",
             "--no-linger",
