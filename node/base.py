@@ -72,6 +72,8 @@ async def spec_based_on(spec: RunSpec, path: Path) -> RunSpec:
             files_bytes=files.size,
             parameters=sum(tensor.numel() for tensor in weights.values()),
         )
+        check = partial(pretrained.check, parameters=model.parameters, context=model.context)
+        await trio.to_thread.run_sync(check)
     elif isinstance(one_byte, OneByteSpec) and isinstance(model, GptSpec):
         weights = await trio.to_thread.run_sync(load_base, path, shapes_of(GPT(model, torch.Generator())))
     else:

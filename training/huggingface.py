@@ -144,11 +144,9 @@ class Pretrained:
         """The shapes of its parameters by name, tied ones once. Raises PretrainedError."""
         return shapes_of(self._built(torch.device("meta")))
 
-    def build_model(self, *, parameters: int, context: int) -> nn.Module:
-        """The model in fp32, without dropout, giving logits and nothing else; what its weights are means nothing.
-
-        Raises PretrainedError unless it has so many ``parameters`` and sees ``context`` tokens at once.
-        """
+    def check(self, *, parameters: int, context: int) -> None:
+        """Raise PretrainedError unless this makes a model of so many ``parameters`` that sees ``context`` tokens at
+        once and knows all that the tokenizer makes."""
         sketch = self._built(torch.device("meta"))
         if (found := sum(parameter.numel() for parameter in sketch.parameters())) != parameters:
             raise _unusable(
@@ -161,6 +159,17 @@ class Pretrained:
                 why="it has no places for more",
                 fix=f"set model.context to at most {positions} in the run spec",
             )
+        known = sketch.get_input_embeddings().num_embeddings
+        largest = max(self.open_tokenizer().get_vocab().values(), default=-1)
+        if not 0 <= largest < known:
+            raise PretrainedError(
+                f"the tokenizer makes tokens up to number {largest:,}, the model knows {known:,}",
+                why="the two must have been made for each other",
+                fix=f"put the model's own {TOKENIZER} beside its {CONFIG}",
+            )
+
+    def build_model(self) -> nn.Module:
+        """The model in fp32, without dropout, giving logits and nothing else; what its weights are means nothing."""
         built = self._built(torch.device("cpu"))
         built.config.get_text_config().use_cache = False
         model: nn.Module = built.eval()

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from training.data import Corpus
-from training.huggingface import Pretrained, PretrainedError
+from training.huggingface import Pretrained
 from training.run_spec import HuggingFaceSpec, NpzDataSpec, RunSpec
 from training.windows import Batch, TextWindows, drawn_symbol
 
@@ -48,7 +48,8 @@ class TokenTask:
         """Raises PretrainedError for a model that cannot be used, and DataError where there is too little text."""
         assert not isinstance(spec.data, NpzDataSpec)
         corpus = corpus.evaluated_on(spec.data.held_out_bytes)
-        self.model = pretrained.build_model(parameters=model.parameters, context=model.context).to(device)
+        pretrained.check(parameters=model.parameters, context=model.context)
+        self.model = pretrained.build_model().to(device)
         self.pretrained = pretrained
         self.unit = "token"
         self.batch_tokens = spec.train.batch * model.context
@@ -58,7 +59,6 @@ class TokenTask:
         self._seed = spec.seed
         self._device = device
         self._tokenizer = pretrained.open_tokenizer()
-        vocabulary = self._check_vocabulary()
         held_out = tokens_of(self._tokenizer, corpus.held_out.tobytes())
         self._held_out_tokens = len(held_out)
         self._windows = TextWindows(
@@ -68,22 +68,9 @@ class TokenTask:
             context=model.context,
             batch=spec.train.batch,
             seed=seed,
-            evaluation_rows=max(1, EVALUATION_LOGITS // (model.context * vocabulary)),
+            evaluation_rows=max(1, EVALUATION_LOGITS // (model.context * self._tokenizer.get_vocab_size())),
             device=device,
         )
-
-    def _check_vocabulary(self) -> int:
-        """Tokens that the model knows, which must be all that the tokenizer makes."""
-        embeddings: Any = self.model
-        known: int = embeddings.get_input_embeddings().num_embeddings
-        largest = max(self._tokenizer.get_vocab().values(), default=-1)
-        if not 0 <= largest < known:
-            raise PretrainedError(
-                f"the tokenizer makes tokens up to number {largest:,}, the model knows {known:,}",
-                why="the two must have been made for each other",
-                fix="put the tokenizer.json of the model beside its config.json",
-            )
-        return known
 
     def batch(self, number: int) -> Batch:
         """Windows of the training text, and the same one token further on."""

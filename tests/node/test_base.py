@@ -10,6 +10,7 @@ import random
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
@@ -22,7 +23,7 @@ from p2p.errors import GossamerError
 from p2p.limits import Limits
 from p2p.transport import Transport
 from tests.gossip.world import IDENTITIES, MemoryDisk
-from tests.training.tiny_models import edit_json, save_model, spec_of
+from tests.training.tiny_models import POSITIONS, edit_json, save_model, spec_of
 from training.base_weights import BaseError
 from training.export import export_safetensors
 from training.huggingface import Pretrained, PretrainedError
@@ -155,9 +156,18 @@ async def test_what_is_no_base_is_refused(tmp_path: Path) -> None:
         assert caught.value.fix
 
 
+async def test_a_context_that_the_model_has_not_is_refused_at_once(tmp_path: Path) -> None:
+    save_model(tmp_path)
+    spec = spec_of()
+    longer = msgspec.structs.replace(spec, model=msgspec.structs.replace(spec.model, context=POSITIONS + 1))
+    with pytest.raises(PretrainedError, match="at once"):
+        await spec_based_on(longer, tmp_path)
+
+
 async def test_a_model_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_model(tmp_path)
     monkeypatch.setattr(Pretrained, "read_weights", lambda *_: {"w": torch.zeros(1).expand((1 << 28) + 1)})
+    monkeypatch.setattr(Pretrained, "check", lambda *_, **__: None)
     monkeypatch.setattr("node.base.base_to_bytes", lambda _: b"as large as that")
     with pytest.raises(SpecError, match=r"model\.parameters"):
         await spec_based_on(spec_of(), tmp_path)

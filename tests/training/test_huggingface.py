@@ -39,7 +39,8 @@ def test_a_directory_becomes_the_model_that_transformers_makes_of_it(tmp_path: P
     weights = pretrained.read_weights(tmp_path)
     assert {name: tuple(tensor.shape) for name, tensor in weights.items()} == pretrained.shapes()
     assert list(weights) == [name for name, _ in theirs.named_parameters()]
-    model = pretrained.build_model(parameters=parameters_of(pretrained), context=CONTEXT)
+    pretrained.check(parameters=parameters_of(pretrained), context=CONTEXT)
+    model = pretrained.build_model()
     model.load_state_dict(base_from_bytes(base_to_bytes(weights), pretrained.shapes()), strict=False)
     with torch.no_grad():
         logits = model(TOKENS)
@@ -65,6 +66,18 @@ def test_a_checkpoint_in_parts_is_the_same(tmp_path: Path) -> None:
         for directory in (tmp_path / "whole", tmp_path / "parts")
     )
     assert base_to_bytes(whole) == base_to_bytes(parts)
+
+
+def test_names_and_masks_of_older_checkpoints_are_understood(tmp_path: Path) -> None:
+    """As GPT-2 was published: without the prefix, and with causal masks among the weights."""
+    save_model(tmp_path)
+    pretrained = Pretrained.read(tmp_path)
+    before = pretrained.read_weights(tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = {name.removeprefix("transformer."): tensor for name, tensor in load_file(file).items()}
+    masks = {f"h.{layer}.attn.bias": torch.ones(1, 1, POSITIONS, POSITIONS) for layer in range(2)}
+    save_file(tensors | masks, file)
+    assert base_to_bytes(pretrained.read_weights(tmp_path)) == base_to_bytes(before)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -184,14 +197,14 @@ def test_bytes_of_a_peer_pass_the_same_checks(tmp_path: Path) -> None:
         Pretrained.from_bytes(sound.to_bytes() + b"\x00")
 
 
-def test_a_model_other_than_the_spec_says_is_not_built(tmp_path: Path) -> None:
+def test_a_model_other_than_the_spec_says_is_refused(tmp_path: Path) -> None:
     save_model(tmp_path)
     pretrained = Pretrained.read(tmp_path)
     parameters = parameters_of(pretrained)
     with pytest.raises(PretrainedError, match="parameters"):
-        pretrained.build_model(parameters=parameters + 1, context=CONTEXT)
+        pretrained.check(parameters=parameters + 1, context=CONTEXT)
     with pytest.raises(PretrainedError, match=f"{POSITIONS} tokens at once"):
-        pretrained.build_model(parameters=parameters, context=POSITIONS + 1)
+        pretrained.check(parameters=parameters, context=POSITIONS + 1)
 
 
 def test_without_the_extra_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from torch.func import functional_call
+from torch.nn import functional
 
 from tests.training.tiny_models import CONTEXT, POSITIONS, save_model, spec_of, tokenizer
 from training.data import Corpus, DataError
+from training.directions import direction_words, sign_bits
 from training.export import export_safetensors
 from training.huggingface import Pretrained, PretrainedError
 from training.one_byte import OneByteLearner, RecordRun, build_one_byte_task
@@ -148,6 +151,32 @@ def test_a_spec_that_makes_no_sense(toml: str, said: str) -> None:
 
 
 # --- learning ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_probe_moves_every_parameter_of_it(tmp_path: Path, corpus: Corpus, kind: str) -> None:
+    """Layers are perturbed one by one as the forward pass comes to them, which is for transformers to keep up."""
+    save_model(tmp_path, kind)
+    pretrained = Pretrained.read(tmp_path)
+    task = task_of(tmp_path, corpus)
+    one = OneByteLearner(based_spec(pretrained), task, run=RUN, base=pretrained.read_weights(tmp_path))
+    inputs, targets = task.batch(0)
+    epsilon, key = 1e-2, one._key(b"a" * 16, 0)
+    words = direction_words([key], 0, one.state.grid.words, torch.device("cpu"))
+    signs = one.state.grid.views(1 - 2 * sign_bits(words)[0].float())
+
+    def loss_at(step: float) -> float:
+        moved = {name: tensor + step * signs[name] for name, tensor in one.weights().items()}
+        logits = functional_call(task.model, moved, (inputs,))
+        return functional.cross_entropy(logits.flatten(0, -2), targets.flatten()).item()
+
+    def loss() -> torch.Tensor:
+        return functional.cross_entropy(task.model(inputs).flatten(0, -2), targets.flatten())
+
+    with torch.no_grad():
+        expected = (loss_at(epsilon) - loss_at(-epsilon)) / (2 * epsilon)
+    assert one._prober.slope(loss, key, epsilon) == pytest.approx(expected, abs=1e-4)
+    assert abs(expected) > 1e-2
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
