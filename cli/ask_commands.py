@@ -177,7 +177,7 @@ def evaluate(
         int | None, typer.Option("--bytes", min=1, help="Held-out bytes to read, at most.")
     ] = None,
 ) -> None:
-    """Measure the loss on what is held out, in nats per byte of text or per example."""
+    """Measure the loss on what is held out, in nats per byte or token of text, or per example."""
     from node.control import Evaluate
 
     request = Evaluate(which=which, bytes_max=bytes_max)

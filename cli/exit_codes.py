@@ -43,6 +43,8 @@ _BY_ERROR = {
     "ScenarioError": ExitCode.CONFIG,
     "ResultsError": ExitCode.CONFIG,
     "DataError": ExitCode.CONFIG,
+    "BaseError": ExitCode.CONFIG,
+    "PretrainedError": ExitCode.CONFIG,
     "AddressError": ExitCode.CONFIG,
     "DeviceError": ExitCode.CONFIG,
     "IdentityError": ExitCode.CONFIG,

@@ -91,7 +91,13 @@ def config_check(
 
         loaded = load_run_spec(spec)
         result |= {"spec": str(spec), "run_id": run_id(loaded).hex(), "parameters": loaded.model.parameters}
-        lines.append(f"spec    {spec}  ok: {loaded.name}, {loaded.model.parameters:,} parameters")
+        size = loaded.model.parameters
+        described = (
+            f"{size:,} parameters"
+            if size
+            else "whose model comes with --base DIRECTORY, and with it another id"
+        )
+        lines.append(f"spec    {spec}  ok: {loaded.name}, {described}")
         lines.append(f"run id  {run_id(loaded).hex()}")
     common.print(result, "\n".join(lines))
 

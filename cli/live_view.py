@@ -142,7 +142,7 @@ def row_line(row: NodeRow, names: Mapping[str, str]) -> str:
     linked = sum(peer.connected for peer in status.peers)
     line = (
         f"{row.name:<8} {row.state:<9} step {status.step}/{status.steps_total}  loss {loss(status.loss)}"
-        f"  {status.tokens_per_s:,.0f} bytes/s  {linked} peers"
+        f"  {status.tokens_per_s:,.0f} {status.unit}s/s  {linked} peers"
         f"  up {format_bytes(status.bytes_sent)}  down {format_bytes(status.bytes_received)}"
     )
     if status.records is not None:
@@ -163,8 +163,9 @@ def exchange_text(status: NodeStatus, names: Mapping[str, str]) -> str:
 def nodes_table(rows: Sequence[NodeRow]) -> Table:
     """All nodes, one row each."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for title in ("node", "phase", "progress", "step", "loss", "bytes/s", "peers", "up", "down", "exchanged"):
-        right = title in ("step", "loss", "bytes/s", "peers", "up", "down")
+    speed = next((f"{row.status.unit}s/s" for row in rows if row.status is not None), "bytes/s")
+    for title in ("node", "phase", "progress", "step", "loss", speed, "peers", "up", "down", "exchanged"):
+        right = title in ("step", "loss", speed, "peers", "up", "down")
         table.add_column(title, justify="right" if right else "left", no_wrap=title != "exchanged")
     for row in rows:
         table.add_row(*_cells(row, names_of(rows)))

@@ -43,7 +43,9 @@ Data = Annotated[
 Base = Annotated[
     str | None,
     typer.Option(
-        "--base", metavar="FILE", help="Your own copy of the weights that a one-byte run starts from."
+        "--base",
+        metavar="PATH",
+        help="What a one-byte run starts from: weights (safetensors), or a Hugging Face model's directory.",
     ),
 ]
 Part = Annotated[
@@ -113,6 +115,8 @@ def run(
     config = _config(common, home, flags)
     run_spec, run_id = _parse_run(spec)
     Identity.load(home.identity_file)  # before the seconds that importing torch takes
+    if run_spec is not None and base is not None:
+        run_spec = _based_on(run_spec, config)
     _live(common, home, config, spec=run_spec, run=run_id, bootstrap=bootstrap or [], linger=linger)
 
 
@@ -181,6 +185,16 @@ def _parse_run(text: str | None) -> tuple[RunSpec | None, bytes | None]:
     if re.fullmatch("[0-9a-f]{64}", text):
         return None, bytes.fromhex(text)
     return load_run_spec(Path(text)), None
+
+
+def _based_on(spec: RunSpec, config: NodeConfig) -> RunSpec:
+    """``spec``, starting from what lies at ``base_path`` unless it says itself what it starts from."""
+    import trio
+
+    from node.base import spec_based_on, weights_ref
+
+    assert config.base_path is not None
+    return spec if weights_ref(spec) is not None else trio.run(spec_based_on, spec, config.base_path)
 
 
 def _live(

@@ -44,7 +44,7 @@ class NodeProcess:
         alone: bool,
         base: Path | None = None,
     ) -> None:
-        """``base``: a file of the weights that the run starts from."""
+        """``base``: where what the run starts from lies."""
         self.name = name
         self.part = part
         self.alone = alone

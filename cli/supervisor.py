@@ -21,7 +21,7 @@ from cli.node_process import NodeProcess
 from cli.testnet_folder import Plan, TestnetError, lay_out, supervisor_home
 from cli.testnet_report import Report, build_report
 from node.control import Evaluate, Export, Params, Sample, serve_control
-from training.run_spec import GptSpec, run_id
+from training.run_spec import GptSpec, HuggingFaceSpec, run_id
 
 WATCH_EVERY_S = 0.5
 STARTUP_S_MAX = 120.0
@@ -205,10 +205,14 @@ class Supervisor:
         if report.weights_hash is None or teller is None:
             return report
         out = plan.folder / "merged.safetensors"
+        if isinstance(plan.spec.model, HuggingFaceSpec):
+            # With what is written beside it, a directory that transformers loads.
+            out = plan.folder / "merged" / "model.safetensors"
+            out.parent.mkdir(exist_ok=True)
         exported = await teller.ask("export", Export(path=str(out)))
         judged = await teller.ask("evaluate", Evaluate(which="anchor"))
         sample = None
-        if isinstance(plan.spec.model, GptSpec):
+        if isinstance(plan.spec.model, GptSpec | HuggingFaceSpec):
             asked = Sample(prompt=SAMPLE_PROMPT, count=SAMPLE_BYTES, which="anchor")
             sample = SAMPLE_PROMPT + (await teller.ask("sample", asked))["text"]
         return msgspec.structs.replace(

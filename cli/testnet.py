@@ -64,7 +64,11 @@ def up(
     ] = False,
     base: Annotated[
         Path | None,
-        typer.Option("--base", metavar="FILE", help="Weights that a one-byte run starts from (safetensors)."),
+        typer.Option(
+            "--base",
+            metavar="PATH",
+            help="What a one-byte run starts from: weights (safetensors), or a Hugging Face model's directory.",
+        ),
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the nodes up after the report.")] = False,
     fresh: Annotated[
@@ -208,7 +212,7 @@ def down(
 
 
 def _spec(run: Path | None, seed: int | None, steps: int | None, base: Path | None) -> RunSpec:
-    from training.run_spec import RunSpec, load_run_spec
+    from training.run_spec import RunSpec, check_startable, load_run_spec
 
     spec = RunSpec(name="testnet") if run is None else load_run_spec(run)
     if seed is not None:
@@ -216,29 +220,13 @@ def _spec(run: Path | None, seed: int | None, steps: int | None, base: Path | No
     if steps is not None:
         spec = msgspec.structs.replace(spec, train=msgspec.structs.replace(spec.train, steps=steps))
     if base is not None:
-        spec = _based_on(spec, base)
+        import trio
+
+        from node.base import spec_based_on
+
+        spec = trio.run(spec_based_on, spec, base)
+    check_startable(spec)
     return spec
-
-
-def _based_on(spec: RunSpec, base: Path) -> RunSpec:
-    """``spec``, starting from the weights in the file ``base``."""
-    import torch
-    import trio
-
-    from node.base import root_of_base
-    from training.base_weights import shapes_of
-    from training.model import GPT
-    from training.run_spec import GptSpec, OneByteSpec
-
-    if not isinstance(spec.one_byte, OneByteSpec) or not isinstance(spec.model, GptSpec):
-        raise GossamerError(
-            "this run starts from no given weights",
-            why="only runs in one-byte mode do, whose spec has a section one_byte",
-            fix="start one: gossamer testnet up --run examples/one_byte.toml --base FILE",
-        )
-    shapes = shapes_of(GPT(spec.model, torch.Generator()))
-    root = trio.run(root_of_base, base, shapes)
-    return msgspec.structs.replace(spec, one_byte=msgspec.structs.replace(spec.one_byte, base=root))
 
 
 def _detach(common: Common, folder: Path, arguments: Sequence[str]) -> None:

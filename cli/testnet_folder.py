@@ -5,6 +5,7 @@
     node-<n>/, alone-<n>/         the homes of the nodes
     supervisor/, testnet.log      the supervisor's own corner, never deleted while it may be in use
     report.json                   how it ended; merged.safetensors: the merged model
+    merged/                       in its place, of a Hugging Face model: a directory of one
 
 Owns the layout, and the rule that a folder which holds other things is refused, because starting afresh empties it.
 Starts no process.
@@ -43,7 +44,7 @@ class Plan:
     kill_demo: bool
     fresh: bool
     base: Path | None = None
-    """A file of the weights that the run starts from: the first node's own, the others ask for them."""
+    """Where what the run starts from lies: the first node's own, the others ask for it."""
 
 
 def lay_out(plan: Plan) -> tuple[list[NodeProcess], list[NodeProcess]]:

@@ -30,7 +30,7 @@ def status_text(status: NodeStatus) -> str:
         ),
         (
             "train",
-            f"loss {loss(status.loss)}  {status.tokens_per_s:,.0f} bytes/s  {status.device}  "
+            f"loss {loss(status.loss)}  {status.tokens_per_s:,.0f} {status.unit}s/s  {status.device}  "
             f"{status.parameters:,} parameters",
         ),
         *_exchange_lines(status),

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from training.one_byte import OneByteLearner
 from training.run_spec import RunSpec
-from training.tasks import Batch, TaskError
+from training.tasks import TaskError
+from training.windows import Batch
 
 PARAMETERS = 96
 

@@ -39,6 +39,7 @@ from training.evaluation import held_out_loss
 from training.export import export_safetensors
 from training.run_spec import canonical_bytes, spec_as_toml
 from training.tasks import Task
+from training.token_task import TokenTask
 
 T = TypeVar("T")
 
@@ -77,6 +78,7 @@ class Commands:
             self._node,
             device=str(parameters[0].device),
             parameters=sum(parameter.numel() for parameter in parameters),
+            unit=self._task.unit,
             name=self._name,
         )
 
@@ -99,17 +101,23 @@ class Commands:
         return await self._node.merges.merge_now(MERGE_NOW_TIMEOUT_S)
 
     async def export(self, request: Export) -> dict[str, Any]:
-        """Write the weights as a safetensors file that any program can load."""
+        """Write the weights as a safetensors file that any program can load; a Hugging Face model's config and
+        tokenizer beside it."""
         weights = await self._node.weights(request.which)
 
+        out = Path(request.path)
+        beside = self._task.pretrained.files() if isinstance(self._task, TokenTask) else {}
+
         def write() -> int:
+            for name, data in beside.items():
+                _write_beside(out.parent / name, data)
             data = export_safetensors(
                 weights.tensors,
                 self._node.spec,
                 dtype=request.dtype,
                 metadata={"run": self._node.run_id.hex(), "weights": weights.hash.hex()},
             )
-            Path(request.path).write_bytes(data)
+            out.write_bytes(data)
             return len(data)
 
         try:
@@ -199,3 +207,15 @@ class Commands:
             "run_id": self._node.run_id.hex(),
             "canonical_bytes": len(canonical_bytes(self._node.spec)),
         }
+
+
+def _write_beside(file: Path, data: bytes) -> None:
+    """Write ``file`` unless it is there. Raises GossamerError when another model's is."""
+    if not file.exists():
+        file.write_bytes(data)
+    elif file.read_bytes() != data:
+        raise GossamerError(
+            f"{file} belongs to another model",
+            why="the weights are of no use without their own, which is written beside them",
+            fix="name a new folder, which exists: gossamer export --out FOLDER/model.safetensors",
+        )

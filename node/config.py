@@ -67,7 +67,10 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     ] = None
     base_path: Annotated[
         Path | None,
-        _about("A safetensors file with the weights that a one-byte run starts from.", "~/base.safetensors"),
+        _about(
+            "What a one-byte run starts from: a safetensors file, or the directory of a Hugging Face model.",
+            "~/base.safetensors",
+        ),
     ] = None
     part: Annotated[
         tuple[int, int] | None, _about("Train on the k-th of n equal parts of the data, written k/n.", "1/2")

@@ -76,7 +76,7 @@ class Export(Params, frozen=True):
 
 
 class Evaluate(Params, frozen=True):
-    """``evaluate`` -> {loss, unit, held_out_bytes, held_out_digest}: held-out loss in nats per byte or example."""
+    """``evaluate`` -> {loss, unit, held_out_bytes, held_out_digest}: held-out loss in nats per unit."""
 
     which: Literal["anchor", "live"] = "live"
     bytes_max: Annotated[int, Meta(ge=1)] | None = None

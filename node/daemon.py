@@ -7,7 +7,6 @@ known), build the trainer, then live.
 
 from __future__ import annotations
 
-import math
 import random
 import signal
 import time
@@ -21,7 +20,7 @@ import trio
 from gossip.address_book import check_address, parse_peer_address
 from gossip.links import fetch_spec
 from gossip.store import ShardStore
-from node.base import base_ref, obtain_base
+from node.base import BaseSource, files_ref, weights_ref
 from node.commands import Commands
 from node.compute import ThreadCompute
 from node.config import NodeConfig
@@ -42,7 +41,7 @@ from p2p.limits import Limits
 from p2p.transport import PeerRecord, Transport
 from training.base_weights import shapes_of
 from training.one_byte import OneByteLearner, build_one_byte_task
-from training.run_spec import OneByteSpec, RunSpec, canonical_bytes, run_id, spec_from_bytes
+from training.run_spec import OneByteSpec, RunSpec, canonical_bytes, check_startable, run_id, spec_from_bytes
 from training.tasks import Task, load_data
 from training.trainer import Trainer
 
@@ -93,6 +92,7 @@ async def _live(
             identity, listen=config.listen, announce=config.announce, limits=limits
         ) as transport:
             spec = spec or await _learn_spec(home, transport, run, bootstrap, limits)
+            check_startable(spec)
             disk = LocalDisk(home.run_folder(run_id(spec)))
             await disk.write_atomic(SPEC_FILE, canonical_bytes(spec))
             home.remember_run(run_id(spec))
@@ -204,23 +204,19 @@ async def _build_learner(
 
     if not isinstance(spec.one_byte, OneByteSpec):
         return await trio.to_thread.run_sync(partial(build, Trainer))
-    task = await trio.to_thread.run_sync(partial(build, build_one_byte_task))
-    shapes = shapes_of(task.model)
-    ref = base_ref(spec.one_byte, sum(map(math.prod, shapes.values())))
+    store = ShardStore(disk, quota_bytes=config.disk_bytes_max)
+    await store.load()
+    source = BaseSource(
+        path=config.base_path, store=store, transport=transport, bootstrap=bootstrap, limits=limits
+    )
+    files, ref = files_ref(spec), weights_ref(spec)
+    pretrained = None if files is None else await source.pretrained(files)
+    make_task = partial(build_one_byte_task, pretrained=pretrained)
+    task = await trio.to_thread.run_sync(partial(build, make_task))
     if ref is None:
         base = {name: parameter.detach().cpu().clone() for name, parameter in task.model.named_parameters()}
     else:
-        store = ShardStore(disk, quota_bytes=config.disk_bytes_max)
-        await store.load()
-        base = await obtain_base(
-            ref,
-            shapes,
-            path=config.base_path,
-            store=store,
-            transport=transport,
-            bootstrap=bootstrap,
-            limits=limits,
-        )
+        base = await source.weights(ref, shapes_of(task.model), pretrained)
     return await trio.to_thread.run_sync(partial(OneByteLearner, spec, task, run=run_id(spec), base=base))
 
 
@@ -246,7 +242,7 @@ async def _log_progress(node: Node) -> None:
                 step=node.step,
                 of=node.spec.train.steps,
                 loss=node.loss and round(node.loss, 4),
-                bytes_per_s=round(node.tokens_per_s),
+                tokens_per_s=round(node.tokens_per_s),
                 **node.facts(),
                 peers=len(node.members.alive(trio.current_time())),
             )

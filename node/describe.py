@@ -16,7 +16,7 @@ from node.status import LogStatus, NodeStatus, PeerStatus, RecordStatus
 VERSION = "0.1.0"
 
 
-def describe(node: Node, *, device: str, parameters: int, name: str) -> NodeStatus:
+def describe(node: Node, *, device: str, parameters: int, unit: str, name: str) -> NodeStatus:
     """A snapshot of ``node`` now."""
     traffic = node.runtime.transport.traffic()
     now_s = trio.current_time()
@@ -37,6 +37,7 @@ def describe(node: Node, *, device: str, parameters: int, name: str) -> NodeStat
         step=node.step,
         steps_total=node.spec.train.steps,
         loss=node.loss,
+        unit=unit,
         tokens_per_s=node.tokens_per_s,
         tokens=node.tokens,
         mixes=gossip.exchanger.mixes if gossip else 0,

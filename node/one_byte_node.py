@@ -15,7 +15,7 @@ from gossip.log_spread import LogSpread
 from gossip.messages import Heartbeat
 from gossip.record_author import RecordAuthor
 from gossip.record_batches import LogRules
-from node.base import base_ref
+from node.base import files_ref, weights_ref
 from node.life import NodeState
 from node.node import LOSS_TOLD_MAX, Node, Weights, Which
 from node.record_keeper import RecordKeeper
@@ -168,9 +168,9 @@ class OneByteNode(Node):
     # --- starting and stopping ------------------------------------------------------------------------------------
 
     async def _remember(self) -> None:
-        parameters = sum(tensor.numel() for tensor in self.learner.weights().values())
-        if (ref := base_ref(self._one_byte, parameters)) is not None:
-            self.store.pin(ref, "base")  # Newcomers ask for it.
+        for ref in (files_ref(self.spec), weights_ref(self.spec)):
+            if ref is not None:
+                self.store.pin(ref, "base")  # Newcomers ask for it.
         certified = await self.keeper.load(self.store)
         if certified is not None:
             await self.snapshots.resume(certified)

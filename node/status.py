@@ -141,7 +141,9 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     step: int
     steps_total: int
     loss: float | None
-    """Training loss, smoothed over about 20 steps, nats per byte."""
+    """Training loss, smoothed over about 20 steps, nats per ``unit``."""
+    unit: str = "byte"
+    """What is learned from, and what tokens are: byte, token or example."""
     tokens_per_s: float
     tokens: int
     mixes: int

@@ -17,7 +17,7 @@ import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from blake3 import blake3
@@ -34,6 +34,9 @@ PIECE_BYTES = 32 << 10
 _STDLIB_LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 
 Bytes = NDArray[np.uint8]
+
+Symbols: TypeAlias = NDArray[np.integer[Any]]
+"""A text as a model reads it: its bytes, or the numbers of a tokenizer's tokens."""
 
 
 class DataError(GossamerError):
@@ -100,15 +103,16 @@ class Corpus:
         length = len(self.train)
         return self.train[(k - 1) * length // n : k * length // n]
 
-    def held_out_windows(self, context: int) -> Bytes:
-        """The held-out text as windows that overlap by one byte: uint8 (windows, context + 1). Raises DataError."""
-        if len(self.held_out) <= context:
-            raise DataError(
-                f"the held-out text has {len(self.held_out):,} bytes, a window needs {context + 1:,}",
-                why="it is what the model is measured on",
-                fix="add more text",
-            )
-        return np.lib.stride_tricks.sliding_window_view(self.held_out, context + 1)[::context]
+
+def held_out_windows(held_out: Symbols, context: int, unit: str = "byte") -> Symbols:
+    """A held-out text as windows that overlap by one symbol: (windows, context + 1). Raises DataError."""
+    if len(held_out) <= context:
+        raise DataError(
+            f"the held-out text has {len(held_out):,} {unit}s, a window needs {context + 1:,}",
+            why="it is what the model is measured on",
+            fix="add more text",
+        )
+    return np.lib.stride_tricks.sliding_window_view(held_out, context + 1)[::context]
 
 
 class TextBatches:
@@ -117,10 +121,10 @@ class TextBatches:
     Raises DataError for a text shorter than a window.
     """
 
-    def __init__(self, text: Bytes, *, seed: bytes, batch: int, context: int) -> None:
+    def __init__(self, text: Symbols, *, seed: bytes, batch: int, context: int, unit: str = "byte") -> None:
         if len(text) <= context:
             raise DataError(
-                f"this node's text has {len(text):,} bytes, a training window needs {context + 1:,}",
+                f"this node's text has {len(text):,} {unit}s, a training window needs {context + 1:,}",
                 why="a batch is made of windows as long as the model's context",
                 fix="add text, or take a larger part of it",
             )
@@ -128,9 +132,9 @@ class TextBatches:
         self._batch = batch
         self._windows = np.lib.stride_tricks.sliding_window_view(text, context + 1)
 
-    def at(self, number: int) -> Bytes:
-        """Batch ``number``: uint8 of shape (batch, context + 1)."""
-        batch: Bytes = self._windows[drawn(self._key, number, self._batch) % len(self._windows)]
+    def at(self, number: int) -> Symbols:
+        """Batch ``number``: (batch, context + 1)."""
+        batch: Symbols = self._windows[drawn(self._key, number, self._batch) % len(self._windows)]
         return batch
 
 

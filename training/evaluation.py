@@ -15,7 +15,7 @@ from training.tasks import Task
 
 @torch.inference_mode()
 def held_out_loss(task: Task, weights: dict[str, Tensor], bytes_max: int | None) -> float:
-    """Mean loss in fp32 over what is held out, or about ``bytes_max`` of it: nats per byte of text, or per example."""
+    """Mean loss in fp32 over what is held out, or about ``bytes_max`` of it: nats per target, whatever that is."""
     total, count = 0.0, 0
     for inputs, targets in task.held_out(bytes_max):
         logits = functional_call(task.model, weights, (inputs,))
@@ -26,7 +26,7 @@ def held_out_loss(task: Task, weights: dict[str, Tensor], bytes_max: int | None)
 
 @torch.inference_mode()
 def held_out_accuracy(task: Task, weights: dict[str, Tensor]) -> float:
-    """The share of held-out targets, bytes or examples, that are found likeliest."""
+    """The share of held-out targets that are found likeliest."""
     right, count = 0, 0
     for inputs, targets in task.held_out(None):
         logits = functional_call(task.model, weights, (inputs,))

@@ -29,6 +29,7 @@ from training.byte_code import decode, encode, rate_units
 from training.directions import Key, KeySequence
 from training.evaluation import held_out_accuracy, held_out_loss
 from training.export import read_safetensors
+from training.huggingface import Pretrained
 from training.integer_state import IntegerState, Move
 from training.probing import Prober
 from training.run_spec import OneByteSpec, RunSpec
@@ -300,10 +301,12 @@ def build_one_byte_task(
     part: tuple[int, int] | None,
     device: str,
     threads: int | None,
+    pretrained: Pretrained | None = None,
 ) -> Task:
     """What a node learns in one-byte mode; arguments and errors are those of ``training.trainer.Trainer``.
 
-    Its model has the initial weights that all nodes draw alike.
+    Its model has the initial weights that all nodes draw alike, but for a Hugging Face model, made of ``pretrained``:
+    that one's weights mean nothing before the base is in it.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -314,4 +317,5 @@ def build_one_byte_task(
         seed=run + peer.encode(),
         generator=init_generator(spec, peer),
         device=resolve_device(device),
+        pretrained=pretrained,
     )

@@ -35,6 +35,9 @@ SPEC_BYTES_MAX = 64 << 10
 PARAMETERS_MAX = 1 << 28
 """Parameters of the largest model: in fp32 one gibibyte, so that every fragment fits into a shard."""
 
+MODEL_FILES_BYTES_MAX = 64 << 20
+"""The largest config and tokenizer of a Hugging Face model, together."""
+
 TOKENS_PER_STEP_MAX = 1 << 22
 
 ACTIVATIONS_PER_STEP_MAX = 1 << 26
@@ -111,7 +114,33 @@ class MlpSpec(_Section, frozen=True, kw_only=True, tag_field="kind", tag="mlp"):
         return sum((fan_in + 1) * fan_out for fan_in, fan_out in itertools.pairwise(self.widths))
 
 
-ModelSpec: TypeAlias = GptSpec | MlpSpec
+class HuggingFaceSpec(_Section, frozen=True, kw_only=True, tag_field="kind", tag="huggingface"):
+    """A causal language model of the library transformers (``training.huggingface``), which learns from text.
+
+    What the model is belongs to the base, which ``--base DIRECTORY`` names and these hashes stand for: a file leaves
+    all but ``context`` out.
+    """
+
+    files: Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")] = ""
+    """Root of the shard of its config and tokenizer, hex."""
+    files_bytes: Annotated[int, Meta(ge=0, le=MODEL_FILES_BYTES_MAX)] = 0
+    """Size of that shard."""
+    parameters: Annotated[int, Meta(ge=0, le=PARAMETERS_MAX)] = 0
+    """Parameters of the model, tied tensors counted once."""
+    context: Annotated[int, Meta(ge=8, le=65536)] = 128
+    """Tokens the model sees at once."""
+
+    def __post_init__(self) -> None:
+        if not bool(self.files) == bool(self.files_bytes) == bool(self.parameters):
+            raise ValueError("files, files_bytes and parameters belong together: gossamer fills them in")
+
+    @property
+    def layers(self) -> int:
+        """Groups of tensors that fragments may be made of."""
+        return 1
+
+
+ModelSpec: TypeAlias = GptSpec | MlpSpec | HuggingFaceSpec
 
 
 class _TextSpec(_Section, frozen=True, kw_only=True, tag_field="source"):
@@ -227,7 +256,8 @@ class OneByteSpec(_Section, frozen=True):
     """One-byte mode: what is learned travels as one byte for each pair of forward passes (``training.one_byte``)."""
 
     base: Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")] = ""
-    """Root of the shard of the base weights (``training.base_weights``), hex; empty: initial weights, drawn alike."""
+    """Root of the shard of the base weights (``training.base_weights``), hex; empty: initial weights, drawn alike.
+    ``--base`` fills it in."""
     trained: Annotated[
         tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...], Meta(max_length=64)
     ] = ("*",)
@@ -293,13 +323,19 @@ class RunSpec(_Section, frozen=True):
             )
         if isinstance(self.one_byte, OneByteSpec):
             self._check_one_byte(self.one_byte)
+        elif isinstance(self.model, HuggingFaceSpec):
+            raise ValueError(
+                "model.kind = huggingface starts from given weights, which is for one-byte mode: add a section one_byte"
+            )
         if self.exchange.fragments > self.model.layers:
             raise ValueError(
                 f"exchange.fragments ({self.exchange.fragments}) must not exceed the layers of the model "
                 f"({self.model.layers}): fragments are groups of whole layers"
             )
         match self.model:
-            case GptSpec(context=context) if self.train.batch * context > TOKENS_PER_STEP_MAX:
+            case GptSpec(context=context) | HuggingFaceSpec(context=context) if (
+                self.train.batch * context > TOKENS_PER_STEP_MAX
+            ):
                 raise ValueError(
                     f"train.batch times model.context must not exceed {TOKENS_PER_STEP_MAX:,} tokens"
                 )
@@ -317,6 +353,10 @@ class RunSpec(_Section, frozen=True):
         for section, default in unused.items():
             if getattr(self, section) != default:
                 raise ValueError(f"one-byte mode has no use of the section {section}: leave it out")
+        if isinstance(self.model, HuggingFaceSpec) and bool(self.model.files) != bool(spec.base):
+            raise ValueError(
+                "model.files and one_byte.base are of one model: leave both out, and name its directory with --base"
+            )
         if spec.probes > spec.batch_records:
             raise ValueError(
                 f"one_byte.probes ({spec.probes}) must not exceed one_byte.batch_records ({spec.batch_records}): "
@@ -363,6 +403,16 @@ def parse_run_spec(toml: str, *, origin: str = "given as text") -> RunSpec:
         raise SpecError(
             f"cannot use the run spec {origin}: {found.what}", why=found.why, fix=found.fix
         ) from error
+
+
+def check_startable(spec: RunSpec) -> None:
+    """Raise SpecError for a spec that leaves open which model it means."""
+    if isinstance(spec.model, HuggingFaceSpec) and not spec.model.files:
+        raise SpecError(
+            f"the run spec {spec.name} does not say which Hugging Face model it starts from",
+            why="hashes stand for it, which are taken from its directory by whoever starts the run",
+            fix="name the directory: gossamer run --run SPEC.toml --base DIRECTORY",
+        )
 
 
 def canonical_bytes(spec: RunSpec) -> bytes:

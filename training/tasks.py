@@ -1,7 +1,7 @@
 """What there is to learn: a model, batches of inputs and targets for it, and what it is measured on.
 
 Owns the registries of models and data: the one place where a kind in a run spec becomes an object. Every task is one
-of classification, of the next byte or of an example, so that loss and accuracy mean the same in all of them
+of classification, of the next byte or token or of an example, so that loss and accuracy mean the same in all of them
 (``training.trainer``). Holds no training state: a batch is a pure function of its number.
 """
 
@@ -16,11 +16,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from p2p.errors import GossamerError
-from training.data import Corpus, TextBatches
+from training.data import Corpus
+from training.huggingface import Pretrained
 from training.labelled import Examples, LabelledBatches, LabelledData
 from training.mlp import MLP
 from training.model import GPT
-from training.run_spec import GptSpec, MlpSpec, NpzDataSpec, RunSpec, TextDataSpec
+from training.run_spec import GptSpec, HuggingFaceSpec, MlpSpec, NpzDataSpec, RunSpec, TextDataSpec
+from training.token_task import TokenTask
+from training.windows import Batch, TextWindows, drawn_symbol
 
 EVALUATION_TOKENS = 4096
 """Tokens in one forward pass of an evaluation; bounds its memory."""
@@ -29,9 +32,6 @@ EVALUATION_ACTIVATIONS = 1 << 22
 """Numbers in the widest layer in one forward pass of an evaluation of an MLP."""
 
 Data: TypeAlias = Corpus | LabelledData
-
-Batch: TypeAlias = tuple[Tensor, Tensor]
-"""Inputs of n rows and their targets, int64 (n, ...), for which the model gives logits (n, ..., classes)."""
 
 
 class TaskError(GossamerError):
@@ -46,7 +46,7 @@ class Task(Protocol):
         """On the device of the task, as are its batches."""
 
     unit: str
-    """What a target is, and a token of this task: a ``byte`` of text, or an ``example``."""
+    """What a target is, and a token of this task: a ``byte`` or a ``token`` of text, or an ``example``."""
     batch_tokens: int
     """Targets in a batch."""
     held_out_bytes: int
@@ -78,11 +78,17 @@ def build_task(
     seed: bytes,
     generator: torch.Generator,
     device: torch.device,
+    pretrained: Pretrained | None = None,
 ) -> Task:
     """What ``spec`` asks to learn from ``part`` of ``data``.
 
-    ``seed`` decides the batches, ``generator`` the initial weights. Raises DataError where there is too little data.
+    ``seed`` decides the batches, ``generator`` the initial weights. ``pretrained`` is what a Hugging Face model is made
+    of, which has no initial weights of its own. Raises DataError where there is too little data.
     """
+    if isinstance(spec.model, HuggingFaceSpec):
+        assert isinstance(data, Corpus), "a causal language model learns from text"
+        assert pretrained is not None, "a run of a Hugging Face model starts from its base"
+        return TokenTask(spec, spec.model, pretrained, data, part, seed, device)
     if isinstance(spec.model, GptSpec):
         assert isinstance(data, Corpus), "a GPT learns from text"
         return TextTask(spec, spec.model, data, part, seed, generator, device)
@@ -113,25 +119,24 @@ class TextTask:
         self._context = model.context
         self._seed = spec.seed
         self._device = device
-        self._batches = TextBatches(
-            corpus.part(part), seed=seed, batch=spec.train.batch, context=model.context
+        self._windows = TextWindows(
+            corpus.part(part),
+            corpus.held_out,
+            unit=self.unit,
+            context=model.context,
+            batch=spec.train.batch,
+            seed=seed,
+            evaluation_rows=max(1, EVALUATION_TOKENS // model.context),
+            device=device,
         )
-        self._windows = corpus.held_out_windows(model.context)
 
     def batch(self, number: int) -> Batch:
         """Windows of the training text, and the same one byte further on."""
-        window_BT = torch.from_numpy(self._batches.at(number)).to(self._device, non_blocking=True).long()
-        return window_BT[:, :-1], window_BT[:, 1:]
+        return self._windows.batch(number)
 
     def held_out(self, bytes_max: int | None) -> Iterator[Batch]:
         """The held-out text as windows that follow each other."""
-        windows = self._windows
-        if bytes_max is not None:
-            windows = windows[: max(1, bytes_max // self._context)]
-        rows = max(1, EVALUATION_TOKENS // self._context)
-        for start in range(0, len(windows), rows):
-            window_BT = torch.from_numpy(windows[start : start + rows].copy()).to(self._device).long()
-            yield window_BT[:, :-1], window_BT[:, 1:]
+        return self._windows.held_out(bytes_max)
 
     @torch.inference_mode()
     def sample(self, weights: dict[str, Tensor], prompt: bytes, count: int, temperature: float) -> bytes:
@@ -141,12 +146,7 @@ class TextTask:
         for _ in range(count):
             window_BT = torch.tensor([text[-self._context :]], device=self._device)
             logits_V = functional_call(self.model, weights, (window_BT,))[0, -1].cpu()
-            if temperature > 0:
-                text.append(
-                    int(torch.multinomial((logits_V / temperature).softmax(0), 1, generator=generator))
-                )
-            else:
-                text.append(int(logits_V.argmax()))
+            text.append(drawn_symbol(logits_V, temperature, generator))
         return bytes(text[len(text) - count :])
 
 

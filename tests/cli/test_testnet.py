@@ -80,6 +80,11 @@ def test_a_problem_is_on_the_line() -> None:
     assert row_line(row(0, status_of(0, problem="no peer answers")), {}).endswith("! no peer answers")
 
 
+def test_speed_is_told_in_what_the_model_learns_from() -> None:
+    assert "12,345 bytes/s" in row_line(row(0, status_of(0)), {})
+    assert "12,345 tokens/s" in row_line(row(0, status_of(0, unit="token")), {})
+
+
 def test_the_live_table_has_a_row_for_each_node_dead_or_alive() -> None:
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=160, height=40)

@@ -143,14 +143,14 @@ async def test_the_status_of_a_restarted_node_still_tells_all_of_its_last_merge(
     async with open_world(SPEC, corpus, machines=3, seed=7) as world:
         nodes = await world.start_all()
         await until(lambda: all(node.merges.count == 2 for node in nodes), seconds=60)
-        before = describe(nodes[1], device="cpu", parameters=0, name="").last_merge
+        before = describe(nodes[1], device="cpu", parameters=0, unit="byte", name="").last_merge
         assert before is not None
         assert before.contributed
         assert before.loss_before is not None
         world.kill(1)
         again = await world.start(1, bootstrap=0)
         await until(lambda: again.merge_host.anchor is not None, seconds=1)
-        assert describe(again, device="cpu", parameters=0, name="").last_merge == before
+        assert describe(again, device="cpu", parameters=0, unit="byte", name="").last_merge == before
         assert weights_hash(again.trainer.read()) == weights_hash(nodes[0].trainer.read())
 
 

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import pytest
 import trio
 
 from gossip.ledger import PeerLedger
 from gossip.messages import ShardRef
 from gossip.shard_transfer import PACED_PIECE_BYTES, ShardFetcher
 from node import daemon
-from node.config import load_config
-from node.control import NoDaemon, ask
+from node.base import spec_based_on
+from node.config import NodeConfig, load_config
+from node.control import Export, NoDaemon, ask
 from node.home import Home
 from node.status import NodeStatus
+from p2p.errors import GossamerError
 from p2p.identity import Identity
 from p2p.libp2p_transport import open_libp2p
 from p2p.limits import Limits
 from p2p.transport import PeerId, PeerRecord
+from tests.training.tiny_models import save_model
+from tests.training.tiny_models import spec_of as tiny_huggingface_spec
+from training.huggingface import Pretrained
 from training.run_spec import parse_run_spec, run_id
 
 SPEC = parse_run_spec("""
@@ -42,8 +49,8 @@ points = [1.0]
 """)
 
 
-async def finished(home: Home) -> NodeStatus:
-    """The status of the node in ``home`` once it has trained and merged."""
+async def finished(home: Home, condition: Callable[[NodeStatus], object]) -> NodeStatus:
+    """The status of the node in ``home`` once it has trained and ``condition`` holds."""
     with trio.fail_after(60):
         while True:
             await trio.sleep(0.1)
@@ -51,7 +58,7 @@ async def finished(home: Home) -> NodeStatus:
                 status = await ask(home.control_socket, "status", result_type=NodeStatus)
             except NoDaemon:
                 continue
-            if status.phase == "finished" and status.merges:
+            if status.phase == "finished" and condition(status):
                 return status
 
 
@@ -60,6 +67,35 @@ def largest_shard(home: Home) -> ShardRef:
     names = [file.name.split("-") for file in (home.run_folder(run_id(SPEC)) / "shards").iterdir()]
     refs = [ShardRef(root=bytes.fromhex(root), size=int(size)) for root, size in names]
     return max(refs, key=lambda ref: ref.size)
+
+
+async def test_a_hugging_face_model_goes_in_and_comes_out(tmp_path: Path) -> None:
+    """What is exported lies beside what transformers needs to load it, and belongs to no other model's folder."""
+    save_model(tmp_path / "model")
+    texts = tmp_path / "texts.txt"
+    texts.write_text("".join(f"file {number} line {number}\n" for number in range(20_000)))
+    spec = await spec_based_on(tiny_huggingface_spec(), tmp_path / "model")
+    home = Home.at(tmp_path / "home")
+    home.create()
+    Identity.create(home.identity_file)
+    config = NodeConfig(
+        listen=("/ip4/127.0.0.1/tcp/0",), threads=1, data_path=texts, base_path=tmp_path / "model"
+    )
+    out = tmp_path / "tuned" / "model.safetensors"
+    out.parent.mkdir()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(
+            partial(daemon._live, home, config, spec=spec, run=None, bootstrap=(), linger=True)
+        )
+        status = await finished(home, lambda status: status.records is not None)
+        assert status.unit == "token"
+        written = await ask(home.control_socket, "export", Export(path=str(out)), result_type=dict)
+        (out.parent / "config.json").write_text("{}")
+        with pytest.raises(GossamerError, match="belongs to another model"):
+            await ask(home.control_socket, "export", Export(path=str(out)), result_type=dict)
+        nursery.cancel_scope.cancel()
+    assert written["bytes"] == out.stat().st_size
+    assert (out.parent / "tokenizer.json").read_text() == Pretrained.read(tmp_path / "model").tokenizer
 
 
 async def test_the_upload_cap_in_the_settings_holds_on_the_wire(tmp_path: Path) -> None:
@@ -74,7 +110,7 @@ async def test_the_upload_cap_in_the_settings_holds_on_the_wire(tmp_path: Path) 
         nursery.start_soon(
             partial(daemon._live, home, config, spec=SPEC, run=None, bootstrap=(), linger=True)
         )
-        status = await finished(home)
+        status = await finished(home, lambda status: status.merges)
         peer = PeerId(status.peer)
         shard = largest_shard(home)
         async with open_libp2p(Identity.generate(), listen=[], limits=limits) as transport:

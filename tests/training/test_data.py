@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.data import PIECE_BYTES, WHOLE_FILE_BYTES_MAX, Corpus, DataError, TextBatches
+from training.data import PIECE_BYTES, WHOLE_FILE_BYTES_MAX, Corpus, DataError, TextBatches, held_out_windows
 
 TEXTS = [b"text number %d. " % index * 50 for index in range(60)]
 
@@ -97,4 +97,4 @@ def test_missing_empty_and_short_text_are_answered_with_what_to_do(tmp_path: Pat
     with pytest.raises(DataError, match="window"):
         TextBatches(Corpus.of(TEXTS).train[:8], seed=b"", batch=1, context=8)
     with pytest.raises(DataError, match="held-out"):
-        Corpus.of(TEXTS).evaluated_on(8).held_out_windows(8)
+        held_out_windows(Corpus.of(TEXTS).evaluated_on(8).held_out, 8)

@@ -11,7 +11,8 @@ import torch
 from training.data import Corpus, DataError
 from training.labelled import LabelledData
 from training.run_spec import RunSpec, parse_run_spec
-from training.tasks import Batch, Data, Task, build_task, load_data
+from training.tasks import Data, Task, build_task, load_data
+from training.windows import Batch
 
 
 def task_of(spec: RunSpec, data: Data, part: tuple[int, int] | None = None) -> Task:
