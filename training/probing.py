@@ -72,15 +72,17 @@ class Prober:
     @torch.no_grad()
     def slope(self, loss: Callable[[], Tensor], key: Key, epsilon: float) -> float:
         """The central difference of ``loss``, which runs the model, along the direction of ``key``."""
-        above, below = (self._loss_at(loss, key, step) for step in (epsilon, -epsilon))
+        # The words of a direction take a 32nd of the weights, its signs a quarter: only they are made layer by layer.
+        words = direction_words([key], 0, self._grid.words, self._weights.device)
+        above, below = (self._loss_at(loss, words, step) for step in (epsilon, -epsilon))
         return (above - below) / (2 * epsilon)
 
-    def _loss_at(self, loss: Callable[[], Tensor], key: Key, step: float) -> float:
+    def _loss_at(self, loss: Callable[[], Tensor], words: Tensor, step: float) -> float:
         """``loss`` with the weights ``step`` further along the direction."""
         hooks = []
         try:
             for group, scratch in zip(self._groups, self._scratch, strict=True):
-                perturb = functools.partial(self._perturb, group, scratch, key, step)
+                perturb = functools.partial(self._perturb, group, scratch, words, step)
                 if group.layer is None:
                     perturb()
                 else:
@@ -92,13 +94,15 @@ class Prober:
             for name, view in self._grid.views(self._weights).items():
                 self._parameters[name].data = view
 
-    def _perturb(self, group: _Group, scratch: Tensor, key: Key, step: float, *_of_the_hook: object) -> None:
+    def _perturb(
+        self, group: _Group, scratch: Tensor, words: Tensor, step: float, *_of_the_hook: object
+    ) -> None:
         for first in range(group.first, group.end, WORDS_AT_ONCE):
             count = min(WORDS_AT_ONCE, group.end - first)
-            signs = signs_of(direction_words([key], first, count, scratch.device))[0]
             start, size = first * SIGNS_PER_WORD, count * SIGNS_PER_WORD
             into = scratch[start - group.spans[0].start :][:size]
-            torch.add(self._weights[start : start + size], signs.float(), alpha=step, out=into)
+            into.copy_(signs_of(words[:, first : first + count])[0])
+            torch.add(self._weights[start : start + size], into, alpha=step, out=into)
         for span in group.spans:
             start = span.start - group.spans[0].start
             values = scratch[start : start + math.prod(span.shape)]
