@@ -44,8 +44,9 @@ class RecordAuthor:
         self._incarnation = incarnation if incarnation is not None else self._rng.getrandbits(63)
         self.log = log_name(self._run, self._signer.peer, self._incarnation)
         self._wrote = self._end()
-        if self._wrote[1]:
-            self._begin(None)  # What is forked ends there for everybody.
+        if incarnation is not None and self._wrote != (self._archive.written, False):
+            # What is forked ends there for everybody; and what we wrote and lost, others hold.
+            self._begin(None)
 
     def _end(self) -> tuple[int, bool]:
         """Where our log ends in the table, and whether it is forked there."""

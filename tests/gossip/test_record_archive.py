@@ -102,6 +102,26 @@ async def test_a_rotten_bit_in_a_segment_costs_that_segment(autojump_clock: obje
     assert len(await RecordArchive(disk).load()) == 1
 
 
+@pytest.mark.parametrize("damaged", [0, 1, 2])
+async def test_who_lost_a_part_of_its_own_log_begins_another(autojump_clock: object, damaged: int) -> None:
+    """Going on from where the rest ends would be a fork, signed by an honest author."""
+    disk = SimDisk()
+    archive, logs, author = await loaded(disk)
+    for _ in range(3):
+        await write(logs, author)
+        await archive.keep(kept(logs)[-1:])
+    path = [path for path, _ in await disk.list("records") if path != OWN][damaged]
+    data = bytearray(await disk.read(path))
+    data[-1] ^= 1
+    await disk.write_atomic(path, bytes(data))
+    _, again, successor = await loaded(disk, seed=1)
+    await write(again, successor, b"\7")
+    for packed in kept(again):
+        logs.offer(packed)
+    assert not any(head.forked for head in logs.heads())
+    assert successor.log != author.log
+
+
 async def test_many_small_segments_become_one(autojump_clock: object) -> None:
     disk = SimDisk()
     archive, logs, author = await loaded(disk)
