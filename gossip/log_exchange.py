@@ -11,7 +11,7 @@ Relies on: ``gossip.record_logs`` for what is missing; ``p2p.rpc`` for deadlines
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import structlog
@@ -19,7 +19,7 @@ import structlog
 from gossip.ledger import PeerLedger
 from gossip.messages import LOG_SYNC_PROTOCOL, Batches, Heads, Message, WantBatches, WantHeads
 from gossip.record_log import Head, parse_rows
-from gossip.record_logs import Offer, RecordLogs
+from gossip.record_logs import RecordLogs
 from p2p.errors import CallRefused, MalformedMessage, TransportError
 from p2p.limits import Limits
 from p2p.rpc import call, serve_calls
@@ -43,9 +43,9 @@ class LogExchange:
         logs: RecordLogs,
         ledger: PeerLedger,
         limits: Limits,
-        take: Callable[[bytes, PeerId], Offer | None],
+        take: Callable[[Sequence[bytes], PeerId], bool],
     ) -> None:
-        """``take(packed, sender)`` hands a batch to the table; it returns None for one that is valid nowhere."""
+        """``take(batches, sender)`` hands batches to the table; it returns whether any was news."""
         self._transport = transport
         self._logs = logs
         self._ledger = ledger
@@ -112,8 +112,7 @@ class LogExchange:
         while self._logs.lacks(head):
             names = self._logs.skeleton(head.log)
             reply = await self._call(peer, WantBatches(log=head.log, names=names), Batches)
-            outcomes = [self._take(packed, peer) for packed in reply.batches]
-            if not {Offer.ACCEPTED, Offer.FORK} & set(outcomes):
+            if not self._take(reply.batches, peer):
                 return brought
             brought = True
         return brought

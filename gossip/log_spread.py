@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -164,9 +164,10 @@ class LogSpread:
             case _:
                 pass
 
-    def _take_asked(self, packed: bytes, sender: PeerId) -> Offer | None:
-        offered = self._offer(packed, sender)
-        return None if offered is None else offered[0]
+    def _take_asked(self, batches: Sequence[bytes], sender: PeerId) -> bool:
+        offered = [self._offer(packed, sender) for packed in batches]
+        self._remember()
+        return any(one is not None and one[0] in (Offer.ACCEPTED, Offer.FORK) for one in offered)
 
     def _offer(self, packed: bytes, sender: PeerId) -> tuple[Offer, bytes] | None:
         try:
@@ -174,12 +175,9 @@ class LogSpread:
         except InvalidBatch as error:
             self._ledger.note(sender, error.fault, "a batch that no honest peer passes on")
             return None
-        if outcome is Offer.ACCEPTED:
-            self._remember()
+        if outcome in (Offer.ACCEPTED, Offer.FORK):
             self._changed()
-        elif outcome is Offer.FORK:
-            self._remember()
-            self._changed()
+        if outcome is Offer.FORK:
             self._denounce(name)
         return outcome, name
 
@@ -197,6 +195,7 @@ class LogSpread:
                 self._say(peer, packed)
 
     def _remember(self) -> None:
+        """What we hold now is what others may hear of: once for all that one message brought."""
         self._digests[self._logs.digest()] = None
         if len(self._digests) > DIGESTS_REMEMBERED:
             del self._digests[next(iter(self._digests))]
@@ -296,6 +295,7 @@ class LogSpread:
             case Push(batches=batches):
                 for packed in batches:
                     self._take_pushed(packed, peer)
+                self._remember()
             case Quiet(logs=names) if lane is not None:
                 lane.quiet.update(name for name in _split(names) if self._logs.head(name) is not None)
             case Loud(logs=names) if lane is not None:

@@ -41,12 +41,16 @@ class RecordAuthor:
         self._begin(archive.incarnation)
 
     def _begin(self, incarnation: int | None) -> None:
-        self._incarnation = incarnation if incarnation is not None else self._rng.getrandbits(63)
+        self._incarnation = incarnation if incarnation is not None else self._draw_incarnation()
         self.log = log_name(self._run, self._signer.peer, self._incarnation)
         self._wrote = self._end()
         if incarnation is not None and self._wrote != (self._archive.written, False):
             # What is forked ends there for everybody; and what we wrote and lost, others hold.
             self._begin(None)
+
+    def _draw_incarnation(self) -> int:
+        """One that was never used, and greater than earlier ones as far as we can tell: the older logs come first."""
+        return min(self._logs.records, 2**31 - 1) << 32 | self._rng.getrandbits(32)
 
     def _end(self) -> tuple[int, bool]:
         """Where our log ends in the table, and whether it is forked there."""
@@ -85,7 +89,7 @@ class RecordAuthor:
     @property
     def room(self) -> int:
         """How many more records may be added before the batch must be sealed, or others have made theirs."""
-        if not self._logs.takes_more(self.log):
+        if not self._logs.takes_more(self.log, self._signer.peer):
             return 0
         return min(self._rules.records_max - len(self._open), self._rules.capacity(self.clock) - self.next)
 
