@@ -62,6 +62,11 @@ class RecordAuthor:
         """Whether our log ends elsewhere than we left it: somebody else has our key, or we have lost our memory."""
         return self._end() != self._wrote
 
+    @property
+    def stranded(self) -> bool:
+        """Whether what we write would wait, since our clock counts records that a proven fork took away."""
+        return self._logs.stranded(self.log)
+
     def begin_anew(self) -> None:
         """Write another log from here on. What was not sealed is forgotten."""
         self._open.clear()

@@ -385,6 +385,14 @@ class RecordLogs:
             return self._last_waiting(author) is None
         return held.length - held.counting < WAITING_PER_LOG_MAX
 
+    def stranded(self, log: bytes) -> bool:
+        """Whether ``log`` ends in what waits for records that a fork took away, and another log would not have to."""
+        held, records = self._logs.get(log), self.records
+        if held is None or held.counting == held.length:
+            return False
+        another = len(self._opened[held.author]) * self._rules.opening_cost
+        return another <= records + self._rules.reach < held.batch(held.length - 1).clock
+
     @property
     def waiting(self) -> int:
         """Records that are held and do not count yet."""

@@ -219,7 +219,9 @@ class OneByteNode(Node):
         self._learned = trio.Event()
         while self.learner.step < self.spec.train.steps and not self._stopping.is_set():
             if author.disowned:
-                await self._begin_anew()
+                await self._begin_anew("it was continued elsewhere")
+            elif author.stranded:
+                await self._begin_anew("it waits for records that a fork took away")
             if author.room < probes and author.open:
                 await self._seal()
             if author.room < probes:
@@ -238,9 +240,10 @@ class OneByteNode(Node):
         self._learned.set()
         self._progress.made()
 
-    async def _begin_anew(self) -> None:
-        """Our log goes on otherwise than we wrote it, or ends in a fork: another life of ours is, or was, at it too."""
-        log.warning("our log was continued elsewhere, starting another", log=self.author.log.hex())
+    async def _begin_anew(self, why: str) -> None:
+        """Our log goes on otherwise than we wrote it, or ends in a fork: another life of ours is, or was, at it too. Or
+        nobody would count what we added to it."""
+        log.warning("starting another log", why=why, log=self.author.log.hex())
         await self.keeper.take_back()
         self.author.begin_anew()
 
@@ -260,7 +263,7 @@ class OneByteNode(Node):
         """Sign what was collected, make it durable, push it; then the weights hold what counts and nothing else."""
         while True:
             if self.author.disowned:
-                await self._begin_anew()
+                await self._begin_anew("it was continued elsewhere")
                 return
             try:
                 packed = await self.author.seal()
