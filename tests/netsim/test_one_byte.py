@@ -174,7 +174,7 @@ async def test_snapshots_are_certified_and_batches_below_them_let_go_of(autojump
             certified = node.snapshots.certified
             assert certified is not None
             assert certified.snapshot.records >= 1500
-            assert len(certified.certificate.votes) == 2
+            assert len(certified.certificate.votes) >= 2
             assert sum(len(batch.records) for batch in node.logs.counting()) < 1300
             assert node.logs.records == 4 * 400
             found = await node.keeper.verify()
