@@ -45,6 +45,8 @@ class RecordStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Records that are held and do not count yet."""
     unsent: int
     """Our own that are not in a batch yet."""
+    duplicates: int
+    """Batches that neighbours pushed although they were held. A few are normal; replays show in ``refusals`` too."""
     logs: int
     forked: int
     log: str
