@@ -140,6 +140,23 @@ class RecordArchive:
             for path in old:
                 await self._disk.delete(path)
 
+    async def damaged(self) -> list[str]:
+        """Files that are not what was written any more, and which the next start will do without."""
+        async with self._writing:
+            found = [path for path in await self._segments() if not await self._is_whole(path)]
+            if self.incarnation is not None:
+                found += await self._damage(OWN, _Own)
+            if self.base is not None:
+                found += await self._damage(BASE, Base)
+        return found
+
+    async def _damage(self, path: str, kind: type[K]) -> list[str]:
+        try:
+            _whole(await self._disk.read(path), kind)
+        except (MalformedMessage, OSError):
+            return [path]
+        return []
+
     async def _write_own(self, incarnation: int, written: int, batches: list[bytes]) -> None:
         own = _Own(hash=b"", incarnation=incarnation, written=written, batches=batches)
         await self._disk.write_atomic(OWN, _sealed(own))
@@ -168,6 +185,12 @@ class RecordArchive:
         for path in joined:
             await self._disk.delete(path)
 
+    async def _is_whole(self, path: str) -> bool:
+        try:
+            return blake3(await self._disk.read(path)).hexdigest() == _parsed(path)[1]
+        except OSError:
+            return False
+
     async def _read(self, path: str) -> list[bytes]:
         """The batches of a segment; none of one that is damaged."""
         try:
@@ -175,7 +198,7 @@ class RecordArchive:
             if blake3(data).hexdigest() == _parsed(path)[1]:
                 return decode(data, _Segment, bytes_max=len(data)).batches
             problem = "its bytes do not match its name"
-        except OSError as error:
+        except (OSError, MalformedMessage) as error:
             problem = str(error)
         log.warning("records damaged, they will be asked for again", path=path, problem=problem)
         return []

@@ -262,6 +262,7 @@ class RecordKeeper:
             state=state.hex(),
             counts_alike=again.records == records and (again.digest() == vector or forked),
             comes_back=sound,
+            damaged=await self.archive.damaged(),
         )
 
     # --- taking stock ---------------------------------------------------------------------------------------------

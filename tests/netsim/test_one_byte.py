@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from gossip.messages import LOG_PROTOCOL, Push
+from gossip.record_archive import OWN
 from gossip.record_batches import make
 from netsim.network import open_sim_network
 from netsim.record_learner import sketched_learner
@@ -71,7 +72,17 @@ async def test_a_swarm_learns_to_the_end_and_holds_the_same_bits(autojump_clock:
         assert all(node.logs.records == 4 * 400 for node in nodes(one))
         assert all(node.diverged is None for node in nodes(one))
         node = nodes(one)[0]
-        assert (await node.keeper.verify()).comes_back
+        found = await node.keeper.verify()
+        assert found.comes_back
+        assert found.damaged == []
+        disk = one.machines[0].disk
+        segment = next(path for path, _ in await disk.list("records") if path != OWN)
+        for path in (segment, OWN):
+            whole = await disk.read(path)
+            await disk.write_atomic(path, whole[:-1] + bytes([whole[-1] ^ 1]))
+        found = await node.keeper.verify()
+        assert found.damaged == [segment, OWN]
+        assert found.comes_back, "what is in memory is sound"
         node.learner.state.values[3] += 1
         assert not (await node.keeper.verify()).comes_back
 
