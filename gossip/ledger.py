@@ -42,6 +42,7 @@ COSTS: Mapping[str, float] = MappingProxyType(
         "clock-fell": 34.0,  # a batch of records that breaks a rule, which no honest peer passes on
         "flood": 34.0,
         "false-snapshot": 34.0,  # a state that its records do not come to
+        "openings": 2.0,  # logs of its own that no honest author opens
         "replay": 1.0,  # batches that we have, in spite of our having said so
         "wrong-run": 1.0,  # it follows another invite; no harm meant
         "version": 1.0,
@@ -51,6 +52,7 @@ COSTS: Mapping[str, float] = MappingProxyType(
         "broken": 1.0,  # a stream that ended in the middle
         "not-held": 0.5,  # offered a shard and no longer has it
         "not-served": 0.0,  # it tells of batches that it does not send; so may one that has just let go of them
+        "other-state": 0.0,  # other weights at the same records: one of two machines is broken, or it lies
         "unvouched": 0.0,  # it relies on a snapshot for which nobody voted that we know
         "unknown-kind": 0.0,  # a later version's notices, counted only
         "table-full": 0.0,

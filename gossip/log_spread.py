@@ -50,6 +50,9 @@ DIGESTS_REMEMBERED = 256
 UNKNOWN_MAX = 3
 """Digests in a row that one member tells of and that were never ours, before it is asked."""
 
+NEWS = frozenset((Offer.ACCEPTED, Offer.DISPLACED, Offer.FORK))
+"""What the table did not hold before."""
+
 log = structlog.get_logger()
 
 
@@ -155,7 +158,7 @@ class LogSpread:
             return
         outcome, name = offered
         match outcome:
-            case Offer.ACCEPTED:
+            case Offer.ACCEPTED | Offer.DISPLACED:
                 self._bringers[name] = sender
                 self._push(packed, name, sender)
             case Offer.KNOWN:
@@ -181,7 +184,7 @@ class LogSpread:
     def _take_asked(self, batches: Sequence[bytes], sender: PeerId) -> bool:
         offered = [self._offer(packed, sender) for packed in batches if not self._ledger.banned(sender)]
         self._remember()
-        return any(one is not None and one[0] in (Offer.ACCEPTED, Offer.FORK) for one in offered)
+        return any(one is not None and one[0] in NEWS for one in offered)
 
     def _offer(self, packed: bytes, sender: PeerId) -> tuple[Offer, bytes] | None:
         try:
@@ -189,10 +192,12 @@ class LogSpread:
         except InvalidBatch as error:
             self._ledger.note(sender, error.fault, "a batch that no honest peer passes on")
             return None
-        if outcome in (Offer.ACCEPTED, Offer.FORK):
+        if outcome in NEWS:
             self._changed()
         if outcome is Offer.FORK:
             self._denounce(name)
+        elif outcome is Offer.DISPLACED:
+            self._ledger.note(self._logs.proof(name)[0], "openings", "logs of which none can count")
         return outcome, name
 
     def _denounce(self, name: bytes) -> None:

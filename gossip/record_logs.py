@@ -53,6 +53,8 @@ class Offer(StrEnum):
     """What became of an offered batch; faults of ``record_batches.Fault`` besides."""
 
     ACCEPTED = "accepted"
+    DISPLACED = "displaced"
+    """Accepted; it opens a log, for which one of its author's gave way that came after it."""
     KNOWN = "known"
     """Held already, or of a log that ends before it."""
     FORK = "fork"
@@ -124,15 +126,14 @@ class RecordLogs:
                 return Offer.WAITING, log.name
         batch = check(self._run, packed, message, before, self._rules, self._signer)
         if log is None:
-            self._open(batch)
-        elif place < log.length:
+            return Offer.DISPLACED if self._open(batch) else Offer.ACCEPTED, batch.log
+        if place < log.length:
             if place >= log.final:
                 self._cut(log, place, batch)
             else:
                 log.exposed = True
             return Offer.FORK, log.name
-        else:
-            self._extend(log, batch)
+        self._extend(log, batch)
         return Offer.ACCEPTED, batch.log
 
     def _last_waiting(self, author: PeerId, count: int = OPENINGS_WAITING_MAX) -> Log | None:
@@ -140,7 +141,8 @@ class RecordLogs:
         waiting = [log for log in self._opened.get(author, ()) if not log.counting]
         return max(waiting, key=lambda log: log.incarnation) if len(waiting) >= count else None
 
-    def _open(self, batch: Batch) -> None:
+    def _open(self, batch: Batch) -> bool:
+        """Returns whether another log had to give way."""
         if (last := self._last_waiting(batch.author)) is not None:
             self._drop(last)
         log = self._add_log(batch.log, batch.author, batch.incarnation)
@@ -152,6 +154,7 @@ class RecordLogs:
         elif not self._stale:
             self._wait(log, len(opened) - 1)
             self._count_more()
+        return last is not None
 
     def _drop(self, log: Log) -> None:
         """Forget a log of which nothing counts."""
