@@ -102,10 +102,10 @@ class Log:
         )
 
     def holds(self, entry: SettledLog) -> bool:
-        """Whether this is the log of ``entry``, as far as can be told, and goes at least as far."""
-        if entry.number > self.length:
+        """Whether this log could be taken back to where ``entry`` ends, and is the one that ends there."""
+        if not self.start <= entry.number <= self.length:
             return False
-        return entry.number < self.start or self.batch(entry.number - 1).name == entry.name
+        return self.batch(entry.number - 1).name == entry.name
 
     def begin_after(self, entry: SettledLog) -> list[Batch]:
         """Hold no batch that ``entry`` holds; returns those that were, and their base."""

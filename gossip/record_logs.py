@@ -291,12 +291,17 @@ class RecordLogs:
         ]
 
     def settle(self, settlement: Settlement) -> bool:
-        """Let what ``settlement`` holds be final. False, and nothing has changed, unless all of it is held here."""
+        """Let what ``settlement`` holds be final, and nothing else, whatever was before: what counts then depends on it
+        and on what is held. False, and nothing has changed, unless all of it is held here and no more is let go of.
+        """
         entries = self.named(settlement)
         if not all(name in self._logs and self._logs[name].holds(entry) for name, entry in entries.items()):
             return False
-        for name, entry in entries.items():
-            self._logs[name].final = max(self._logs[name].final, entry.number)
+        if any(log.start and name not in entries for name, log in self._logs.items()):
+            return False
+        for name, log in self._logs.items():
+            log.final = entries[name].number if name in entries else 0
+            log.exposed = False
         self._count_again()
         return True
 
@@ -317,13 +322,18 @@ class RecordLogs:
             with contextlib.suppress(InvalidBatch):
                 self.offer(packed)
 
-    def forget(self, settlement: Settlement) -> None:
-        """Let go of the batches that ``settlement`` holds, which must be final: a snapshot stands for them."""
-        for name, entry in self.named(settlement).items():
-            log = self._logs[name]
-            assert log.final >= entry.number
-            if log.start < entry.number:
-                self._begin_after(log, entry)
+    def forget(self, settlement: Settlement) -> bool:
+        """Let go of the batches that ``settlement`` holds: a snapshot stands for them. False, and nothing has changed,
+        unless all of them are final."""
+        entries = self.named(settlement)
+        if not all(
+            name in self._logs and entry.number <= self._logs[name].final for name, entry in entries.items()
+        ):
+            return False
+        for name, entry in entries.items():
+            if self._logs[name].start < entry.number:
+                self._begin_after(self._logs[name], entry)
+        return True
 
     def _begin_after(self, log: Log, entry: SettledLog) -> None:
         for batch in log.begin_after(entry):

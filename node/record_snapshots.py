@@ -67,13 +67,13 @@ class Keeper(Protocol):
         """The state that ``settlement`` comes to; None while it holds what does not count here."""
 
     async def settle(self, settlement: Settlement) -> bool:
-        """Let what it holds be final; False while not all of it is held here."""
+        """Let what it holds be final, and nothing else; False while not all of it is held here."""
 
     async def begin_from(self, settlement: Settlement, state: bytes) -> None:
         """Hold it and what is known beyond it, and nothing else. Raises ValueError."""
 
-    async def forget(self, certified: Certified) -> None:
-        """Let go of the batches that a certified snapshot holds."""
+    async def forget(self, certified: Certified) -> bool:
+        """Let go of the batches that a certified snapshot holds; False if some of them are not final any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,7 +363,7 @@ class RecordSnapshots:
                 return
             began = True
         self._behind_since_s = None
-        self._keep(best)
+        await self._hold(best, settlement)
         certificate = Certificate(votes=[packed for _, packed in sorted(self._candidates[best].items())])
         before, self.certified = self.certified, Certified(best, settlement, certificate)
         if self._voted is None or self._voted.records < best.records:
@@ -372,12 +372,27 @@ class RecordSnapshots:
         await self._tell()
         if began:
             before = self.certified  # What is held goes on from this one now, and from none before it.
-        if before is not None:
-            await self._keeper.forget(before)
-            owner = self._keep(before.snapshot)
-            if self._base not in ("", owner):
-                await self._store.release(self._base)
+        if before is None:
+            return
+        stale, owner = self._base, self._keep(before.snapshot)
+        if await self._keeper.forget(before):
             self._base = owner
+        else:
+            stale = owner
+        if stale not in ("", self._base):
+            await self._store.release(stale)
+
+    async def _hold(self, snapshot: RecordSnapshot, settlement: Settlement) -> None:
+        """Have the shards of a snapshot that is relied on: newcomers ask for them, and so may our next life."""
+        self._keep(snapshot)
+        if not self._store.holds(snapshot.state):
+            state = await self._keeper.state_of(settlement)
+            if state is not None and (await outline_of(state))[0] == snapshot.state:
+                with contextlib.suppress(StoreFull, OSError):
+                    await self._store.put(state, owner=f"records/{snapshot.records}", sync=True)
+        with contextlib.suppress(FetchFailed, StoreFull, OSError):
+            data = await self._fetch(snapshot.settlement, [])
+            await self._store.put(data, owner=f"records/{snapshot.records}", sync=True)
 
     async def _begin_from(
         self, snapshot: RecordSnapshot, settlement: Settlement, holders: Sequence[PeerId]

@@ -225,6 +225,35 @@ def test_a_snapshot_and_what_follows_is_the_same_for_all(history: list[Made], rn
     assert beyond[0] == beyond[1] == beyond[2]
 
 
+@settings(max_examples=500, deadline=None)
+@given(histories, st.randoms(use_true_random=False))
+def test_what_was_relied_on_before_the_latest_snapshot_decides_nothing(
+    history: list[Made], rng: random.Random
+) -> None:
+    """Two tables relied on different snapshots, neither of which holds the other, and rely on one now."""
+    packed = signed(history)
+    maker, other, newcomer = logs(), logs(), logs()
+    offer_until_still(maker, rng.sample(packed, rng.randint(0, len(packed))))
+    offer_until_still(other, rng.sample(packed, rng.randint(0, len(packed))))
+    before, latest = other.settlement(), maker.settlement()
+    assert other.settle(before)
+    if rng.random() < 0.5:
+        assert other.forget(before)
+    newcomer.begin_from(latest)
+    for table in (maker, other):
+        offer_until_still(table, rng.sample(packed, len(packed)))
+        if not table.settle(latest):
+            table.begin_from(latest)
+    for table in (maker, other, newcomer):
+        offer_until_still(table, rng.sample(packed, len(packed)))
+    reconcile(maker, other)
+    reconcile(newcomer, other)
+    reconcile(maker, newcomer)
+    assert maker.records == other.records == newcomer.records
+    beyond = [{batch.name for batch in table.above(latest) or ()} for table in (maker, other, newcomer)]
+    assert beyond[0] == beyond[1] == beyond[2]
+
+
 # --- one rule at a time ---------------------------------------------------------------------------------------------
 
 

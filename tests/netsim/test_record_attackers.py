@@ -40,8 +40,9 @@ log_allowance = 4096
 log_reach = 4096
 log_opening_cost = 1024
 """)
-MAY_HAPPEN = {"not-held", "broken", "banned", "refused", "stall", "not-served"}
-"""What a member may be noted for that some have banned and others not yet, or that is in the middle of it."""
+MAY_HAPPEN = {"not-held", "broken", "banned", "refused", "stall", "not-served", "other-state", "unvouched"}
+"""What a member may be noted for that some have banned and others not yet, that is in the middle of something, or that
+relies on a snapshot of which others have not heard."""
 
 
 @contextlib.asynccontextmanager
@@ -123,6 +124,14 @@ def test_honest_members_learn_and_agree_beside_it(name: str, told: Entries) -> N
     noted = simulated(31, name, told)
     reason = RECORD_ATTACKERS[name].refused_as
     assert not reason or noted[reason] > 0
+
+
+@pytest.mark.parametrize(("seed", "name"), [(32, "replayer"), (35, "falling-clock")])
+def test_snapshots_that_do_not_hold_one_another_leave_no_two_states(
+    seed: int, name: str, told: Entries
+) -> None:
+    """Worlds in which a later snapshot holds less of one log: some relied on the earlier one, and some did not."""
+    simulated(seed, name, told)
 
 
 @pytest.mark.parametrize("name", ["hollow-vector", "other-state"])

@@ -77,8 +77,9 @@ class FakeKeeper:
         self.held = sum(entry.end for entry in settlement.logs)
         self.side = settlement.logs[0].name[:4]
 
-    async def forget(self, certified: Certified) -> None:
+    async def forget(self, certified: Certified) -> bool:
         self.forgotten.append(certified.snapshot.records)
+        return True
 
 
 class FakeFetcher:
@@ -184,6 +185,19 @@ async def test_enough_votes_of_members_for_what_comes_out_here_certify(autojump_
     assert node.keeper.settled == [200]
     assert not node.keeper.began_from
     assert len(node.snapshots.certified.certificate.votes) == 2
+
+
+async def test_who_relies_on_a_snapshot_holds_it(autojump_clock: object) -> None:
+    """Although it did not vote: newcomers ask it, and its own next life begins from there."""
+    node = Seen()
+    true = await node.snapshot(200)
+    for one in (A, B):
+        node.hear(node.vote(one, true))
+    del node.fetcher.shards[true.state]
+    await node.look_for(1)
+    assert node.relied_on == 200
+    assert await node.store.get(true.state) == true_state(200)
+    assert node.store.statistics().bytes_pinned >= 8 + len(await node.store.get(true.settlement))
 
 
 async def test_one_vote_is_too_few_whoever_repeats_it(autojump_clock: object) -> None:
