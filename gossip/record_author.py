@@ -98,10 +98,14 @@ class RecordAuthor:
             return 0
         return min(self._rules.records_max - len(self._open), self._rules.capacity(self.clock) - self.next)
 
-    def add(self, records: bytes) -> None:
-        """Add the next records to the open batch; as many as there is ``room`` for."""
-        assert len(records) <= self.room
-        self._clock = self.clock
+    def add(self, records: bytes, clock: int) -> None:
+        """Add the next records to the open batch: as many as there was ``room`` for when they were probed at ``clock``.
+
+        More records may count by now, or fewer; the batch is what was begun then.
+        """
+        assert not self._open or clock == self._clock
+        assert len(self._open) + len(records) <= self._rules.records_max
+        self._clock = clock
         self._open += records
 
     async def seal(self) -> bytes:

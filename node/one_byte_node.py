@@ -279,8 +279,9 @@ class OneByteNode(Node):
             self._began_batch_s = began_s
         tokens = self.learner.tokens
         cost_s = self._one_byte.probes * self.runtime.costs.step_s
-        probed = await self.keeper.take_step(author.log, author.next, author.clock, cost_s=cost_s)
-        author.add(probed.records)
+        clock = author.clock
+        probed = await self.keeper.take_step(author.log, author.next, clock, cost_s=cost_s)
+        author.add(probed.records, clock)
         elapsed_s = max(trio.current_time() - began_s, 1e-6)
         self._took(1, self.learner.tokens - tokens, probed.loss, elapsed_s)
 

@@ -87,6 +87,19 @@ async def test_a_swarm_learns_to_the_end_and_holds_the_same_bits(autojump_clock:
         assert not (await node.keeper.verify()).comes_back
 
 
+@pytest.mark.parametrize("seed", range(20, 23))
+async def test_a_step_that_halves_between_a_probe_and_its_batch_halves_for_all(
+    autojump_clock: object, seed: int
+) -> None:
+    """A record is applied here before its batch is begun; what arrives meanwhile must not move the batch's clock."""
+    halvings = list(range(40, 1240, 40))
+    spec = parse_run_spec(spec_as_toml(SPEC).replace("halvings = []", f"halvings = {halvings}"))
+    async with world(seed, 4, spec) as one:
+        await one.start_all()
+        assert len(await all_finish(one, within_s=300)) == 1
+        assert all(node.diverged is None for node in nodes(one))
+
+
 async def test_a_killed_node_goes_on_with_its_log_where_it_ended(autojump_clock: object) -> None:
     async with world(2, 4) as one:
         await one.start_all()
