@@ -32,6 +32,14 @@ Which = Annotated[
 ]
 
 
+class RecordsDiffer(GossamerError):
+    """The weights of a node in one-byte mode are not what its records say."""
+
+
+class RecordsDamaged(GossamerError):
+    """What a node wrote of its records is not what lies on its disk."""
+
+
 def register(app: typer.Typer) -> None:
     """Add this module's commands to ``app``."""
     panel = "Ask a running node"
@@ -143,13 +151,21 @@ def log_verify(common: Common) -> None:
         f"batches  {found.batches:,} checked again, {found.records:,} records\n"
         f"state    {found.state}\n"
         f"counting {'the same' if found.counts_alike else '[bold red]DIFFERENT[/]'} when read anew\n"
-        f"weights  without these records {'are' if found.comes_back else '[bold red]ARE NOT[/]'} {origin}",
+        f"weights  without these records {'are' if found.comes_back else '[bold red]ARE NOT[/]'} {origin}\n"
+        f"files    {', '.join(f'[bold red]{escape(path)}[/]' for path in found.damaged) or 'all'}"
+        f" {'damaged' if found.damaged else 'whole'}",
     )
     if not (found.counts_alike and found.comes_back):
-        raise GossamerError(
+        raise RecordsDiffer(
             "the weights are not what the records say",
             why="memory or disk of this machine has changed them, or this is a bug",
             fix="stop the node, delete its checkpoints folder, and start it again: it replays the records",
+        )
+    if found.damaged:
+        raise RecordsDamaged(
+            f"{len(found.damaged)} of the files that this node wrote of its records are damaged",
+            why="a disk that rots or somebody else changed them; what is in memory is sound",
+            fix="check the disk; when the node is started again it asks its peers for what they held",
         )
 
 

@@ -54,6 +54,8 @@ _BY_ERROR = {
     "PortInUse": ExitCode.TAKEN,
     "ProtocolUnsupported": ExitCode.INCOMPATIBLE,
     "WeightsDiffer": ExitCode.CHECK_FAILED,
+    "RecordsDiffer": ExitCode.CHECK_FAILED,
+    "RecordsDamaged": ExitCode.CHECK_FAILED,
     "SimulationFailed": ExitCode.CHECK_FAILED,
     "PeerUnreachable": ExitCode.NO_PEERS,
     "CheckpointError": ExitCode.DISK,

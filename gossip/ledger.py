@@ -39,6 +39,11 @@ COSTS: Mapping[str, float] = MappingProxyType(
         "norm": 10.0,  # weights out of all proportion to ours
         "variance": 10.0,
         "oversized": 25.0,
+        "clock-fell": 34.0,  # a batch of records that breaks a rule, which no honest peer passes on
+        "flood": 34.0,
+        "false-snapshot": 34.0,  # a state that its records do not come to
+        "openings": 2.0,  # logs of its own that no honest author opens
+        "replay": 1.0,  # batches that we have, in spite of our having said so
         "wrong-run": 1.0,  # it follows another invite; no harm meant
         "version": 1.0,
         "refused": 1.0,
@@ -46,6 +51,9 @@ COSTS: Mapping[str, float] = MappingProxyType(
         "stall": 4.0,  # promised bytes that came too slowly
         "broken": 1.0,  # a stream that ended in the middle
         "not-held": 0.5,  # offered a shard and no longer has it
+        "not-served": 0.0,  # it tells of batches that it does not send; so may one that has just let go of them
+        "other-state": 0.0,  # other weights at the same records: one of two machines is broken, or it lies
+        "unvouched": 0.0,  # it relies on a snapshot for which nobody voted that we know
         "unknown-kind": 0.0,  # a later version's notices, counted only
         "table-full": 0.0,
     }

@@ -11,7 +11,7 @@ Relies on: ``gossip.record_logs`` for what is missing; ``p2p.rpc`` for deadlines
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import structlog
@@ -20,12 +20,14 @@ import trio
 from gossip.ledger import PeerLedger
 from gossip.messages import LOG_SYNC_PROTOCOL, Batches, Heads, Message, WantBatches, WantHeads
 from gossip.record_log import Head, parse_rows
-from gossip.record_logs import Offer, RecordLogs
-from p2p.errors import CallRefused, MalformedMessage, TransportError
+from gossip.record_logs import RecordLogs
+from p2p.errors import CallRefused, CallTimeout, MalformedMessage, TransportError
 from p2p.limits import Limits
 from p2p.rpc import call, serve_calls
 from p2p.transport import PeerId, Transport
 
+HOLLOW_MAX = 64
+"""Logs of which a peer tells and sends nothing, before a round with it ends."""
 REPLY_RESERVE_BYTES = 64 << 10
 """Room in a frame of batches for everything that is not batches."""
 
@@ -44,9 +46,9 @@ class LogExchange:
         logs: RecordLogs,
         ledger: PeerLedger,
         limits: Limits,
-        take: Callable[[bytes, PeerId], Offer | None],
+        take: Callable[[Sequence[bytes], PeerId], bool],
     ) -> None:
-        """``take(packed, sender)`` hands a batch to the table; it returns None for one that is valid nowhere."""
+        """``take(batches, sender)`` hands batches to the table; it returns whether any was news."""
         self._transport = transport
         self._logs = logs
         self._ledger = ledger
@@ -96,6 +98,8 @@ class LogExchange:
             self.rounds_failed += 1
             if isinstance(error, MalformedMessage):
                 self._ledger.note(peer, "malformed", error.what)
+            elif isinstance(error, CallTimeout):
+                self._ledger.note(peer, "stall", error.what)
             log.debug("logs not compared", peer=peer, error=str(error))
         finally:
             del self._asking[peer]
@@ -103,21 +107,28 @@ class LogExchange:
 
     async def _ask(self, peer: PeerId) -> bool:
         heads = await self._call(peer, WantHeads(digest=self._logs.digest()), Heads)
-        brought = False
+        brought, hollow = False, 0
         for head in parse_rows(heads.rows):
-            brought |= await self._catch_up(peer, head)
+            if self._ledger.banned(peer) or hollow > HOLLOW_MAX:
+                break
+            news = await self._catch_up(peer, head)
+            brought |= bool(news)
+            hollow += news is None
+        if hollow:
+            self._ledger.note(peer, "not-served", "batches that it tells of")
         self.rounds += 1
         self.compared.set()
         return brought
 
-    async def _catch_up(self, peer: PeerId, head: Head) -> bool:
-        """Ask for one log until nothing of it is lacking, or what comes is of no use."""
+    async def _catch_up(self, peer: PeerId, head: Head) -> bool | None:
+        """Ask for one log until nothing of it is lacking, or what comes is of no use. None if nothing came."""
         brought = False
         while self._logs.lacks(head):
             names = self._logs.skeleton(head.log)
             reply = await self._call(peer, WantBatches(log=head.log, names=names), Batches)
-            outcomes = [self._take(packed, peer) for packed in reply.batches]
-            if not {Offer.ACCEPTED, Offer.FORK} & set(outcomes):
+            if not reply.batches and not brought:
+                return None
+            if not self._take(reply.batches, peer):
                 return brought
             brought = True
         return brought

@@ -14,8 +14,8 @@ Relies on: ``gossip.record_logs`` to tell news from what is known.
 from __future__ import annotations
 
 import random
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -53,6 +53,9 @@ DIGESTS_REMEMBERED = 256
 UNKNOWN_MAX = 3
 """Digests in a row that one member tells of and that were never ours, before it is asked."""
 
+NEWS = frozenset((Offer.ACCEPTED, Offer.DISPLACED, Offer.FORK))
+"""What the table did not hold before."""
+
 log = structlog.get_logger()
 
 
@@ -65,6 +68,8 @@ class _Lane:
     filled: trio.Event = field(default_factory=trio.Event)
     quiet: set[bytes] = field(default_factory=set)
     """Logs that it does not want to be pushed."""
+    stale: Counter[bytes] = field(default_factory=Counter)
+    """By log: batches that it pushed although we had them, since we last asked for that log to be pushed."""
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
 
 
@@ -135,6 +140,8 @@ class LogSpread:
         names = [name for name in names if self._bringers.get(name) == source]
         for name in names:
             del self._bringers[name]
+            for lane in self._lanes.values():
+                lane.stale.pop(name, None)
         self._say_to_all(
             [Loud(logs=b"".join(names[at : at + 64])) for at in range(0, len(names), 64)], but=source
         )
@@ -154,22 +161,33 @@ class LogSpread:
             return
         outcome, name = offered
         match outcome:
-            case Offer.ACCEPTED:
+            case Offer.ACCEPTED | Offer.DISPLACED:
                 self._bringers[name] = sender
                 self._push(packed, name, sender)
             case Offer.KNOWN:
-                self.duplicates += 1
+                self._count_duplicate(name, sender)
                 # What was asked for has no bringer: the first who pushes that log is as good as any.
                 if self._bringers.setdefault(name, sender) != sender:
                     self._say(sender, Quiet(logs=name))
             case Offer.ORPHAN:
                 self._nursery.start_soon(self._compare_with, sender)
+            case Offer.FULL:
+                self._ledger.note(sender, "table-full", "another log than there is room for")
             case _:
                 pass
 
-    def _take_asked(self, packed: bytes, sender: PeerId) -> Offer | None:
-        offered = self._offer(packed, sender)
-        return None if offered is None else offered[0]
+    def _count_duplicate(self, name: bytes, sender: PeerId) -> None:
+        """Some cross our Quiet on the way, no more than a queue holds."""
+        self.duplicates += 1
+        if (lane := self._lanes.get(sender)) is not None:
+            lane.stale[name] += 1
+            if lane.stale[name] > QUEUE_MAX:
+                self._ledger.note(sender, "replay", "batches that we have")
+
+    def _take_asked(self, batches: Sequence[bytes], sender: PeerId) -> bool:
+        offered = [self._offer(packed, sender) for packed in batches if not self._ledger.banned(sender)]
+        self._remember()
+        return any(one is not None and one[0] in NEWS for one in offered)
 
     def _offer(self, packed: bytes, sender: PeerId) -> tuple[Offer, bytes] | None:
         try:
@@ -177,13 +195,12 @@ class LogSpread:
         except InvalidBatch as error:
             self._ledger.note(sender, error.fault, "a batch that no honest peer passes on")
             return None
-        if outcome is Offer.ACCEPTED:
-            self._remember()
+        if outcome in NEWS:
             self._changed()
-        elif outcome is Offer.FORK:
-            self._remember()
-            self._changed()
+        if outcome is Offer.FORK:
             self._denounce(name)
+        elif outcome is Offer.DISPLACED:
+            self._ledger.note(self._logs.proof(name)[0], "openings", "logs of which none can count")
         return outcome, name
 
     def _denounce(self, name: bytes) -> None:
@@ -200,6 +217,7 @@ class LogSpread:
                 self._say(peer, packed)
 
     def _remember(self) -> None:
+        """What we hold now is what others may hear of: once for all that one message brought."""
         self._digests[self._logs.digest()] = None
         if len(self._digests) > DIGESTS_REMEMBERED:
             del self._digests[next(iter(self._digests))]
@@ -299,7 +317,9 @@ class LogSpread:
         match message:
             case Push(batches=batches):
                 for packed in batches:
-                    self._take_pushed(packed, peer)
+                    if not self._ledger.banned(peer):
+                        self._take_pushed(packed, peer)
+                self._remember()
             case Quiet(logs=names) if lane is not None:
                 lane.quiet.update(name for name in _split(names) if self._logs.head(name) is not None)
             case Loud(logs=names) if lane is not None:

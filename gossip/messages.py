@@ -339,8 +339,6 @@ class SettledLog(Message, frozen=True):
 
     author: PeerText
     incarnation: Annotated[int, Meta(ge=0, le=2**63 - 1)]
-    opened: Count
-    """The clock of its first batch."""
     number: Annotated[int, Meta(ge=1, le=2**53)]
     end: Count
     clock: Count

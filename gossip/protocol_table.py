@@ -84,6 +84,8 @@ def _number(value: float | None) -> str:
     whole = int(value)
     if whole > 4096 and whole.bit_count() == 1:
         return f"2^{whole.bit_length() - 1}"
+    if whole >= 10**6 and (whole + 1).bit_count() == 1:
+        return f"2^{whole.bit_length()} - 1"
     return f"{whole:,}" if whole < 10**6 else f"{whole:.0e}".replace("e+0", "e")
 
 

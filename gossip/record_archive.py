@@ -49,6 +49,8 @@ class _Own(msgspec.Struct, frozen=True, tag=True, tag_field="t", forbid_unknown_
 
     hash: bytes
     incarnation: Annotated[int, Meta(ge=0, le=2**63 - 1)]
+    written: Annotated[int, Meta(ge=1)]
+    """Batches of it that there are, wherever they are kept."""
     batches: list[PackedBatch]
 
 
@@ -73,6 +75,8 @@ class RecordArchive:
         """What the batches go on from; None where the first of every log is kept."""
         self.incarnation: int | None = None
         """The log that we write; None when there is none that can be gone on with."""
+        self.written = 0
+        """Batches of that log: who holds fewer has forgotten what others may have seen."""
 
     async def load(self) -> list[bytes]:
         """Every batch that is kept and whole, in an order in which it can be offered, going on from ``base``."""
@@ -94,17 +98,18 @@ class RecordArchive:
         except (MalformedMessage, OSError) as error:
             log.warning("own records damaged, starting a new log", error=str(error))
             return batches
-        self.incarnation, self._own = own.incarnation, own.batches
+        self.incarnation, self.written, self._own = own.incarnation, own.written, own.batches
         return batches + own.batches
 
     def disown(self) -> None:
         """Nothing of what is kept can be gone on with: neither our log nor the base."""
-        self.base, self.incarnation, self._own = None, None, []
+        self.base, self.incarnation, self.written, self._own = None, None, 0, []
 
     async def keep_own(self, incarnation: int, batch: bytes) -> None:
         """Make a batch of our own durable. Raises OSError; it must not be pushed then."""
         async with self._writing:
-            await self._write_own(incarnation, [*self._own, batch])
+            written = self.written + 1 if incarnation == self.incarnation else 1
+            await self._write_own(incarnation, written, [*self._own, batch])
 
     async def keep(self, batches: Sequence[bytes]) -> None:
         """Archive ``batches``, our own among them. Raises OSError, everything that was kept before being kept still."""
@@ -113,7 +118,8 @@ class RecordArchive:
                 await self._write_segment(batches)
             if self._own and self.incarnation is not None:
                 kept = set(batches)
-                await self._write_own(self.incarnation, [batch for batch in self._own if batch not in kept])
+                own = [batch for batch in self._own if batch not in kept]
+                await self._write_own(self.incarnation, self.written, own)
             await self._join_small()
 
     async def keep_above(
@@ -134,10 +140,27 @@ class RecordArchive:
             for path in old:
                 await self._disk.delete(path)
 
-    async def _write_own(self, incarnation: int, batches: list[bytes]) -> None:
-        own = _Own(hash=b"", incarnation=incarnation, batches=batches)
+    async def damaged(self) -> list[str]:
+        """Files that are not what was written any more, and which the next start will do without."""
+        async with self._writing:
+            found = [path for path in await self._segments() if not await self._is_whole(path)]
+            if self.incarnation is not None:
+                found += await self._damage(OWN, _Own)
+            if self.base is not None:
+                found += await self._damage(BASE, Base)
+        return found
+
+    async def _damage(self, path: str, kind: type[K]) -> list[str]:
+        try:
+            _whole(await self._disk.read(path), kind)
+        except (MalformedMessage, OSError):
+            return [path]
+        return []
+
+    async def _write_own(self, incarnation: int, written: int, batches: list[bytes]) -> None:
+        own = _Own(hash=b"", incarnation=incarnation, written=written, batches=batches)
         await self._disk.write_atomic(OWN, _sealed(own))
-        self.incarnation, self._own = incarnation, batches
+        self.incarnation, self.written, self._own = incarnation, written, batches
 
     async def _write_segment(self, batches: Sequence[bytes]) -> None:
         data = encode(_Segment(batches=list(batches)))
@@ -162,6 +185,12 @@ class RecordArchive:
         for path in joined:
             await self._disk.delete(path)
 
+    async def _is_whole(self, path: str) -> bool:
+        try:
+            return blake3(await self._disk.read(path)).hexdigest() == _parsed(path)[1]
+        except OSError:
+            return False
+
     async def _read(self, path: str) -> list[bytes]:
         """The batches of a segment; none of one that is damaged."""
         try:
@@ -169,7 +198,7 @@ class RecordArchive:
             if blake3(data).hexdigest() == _parsed(path)[1]:
                 return decode(data, _Segment, bytes_max=len(data)).batches
             problem = "its bytes do not match its name"
-        except OSError as error:
+        except (OSError, MalformedMessage) as error:
             problem = str(error)
         log.warning("records damaged, they will be asked for again", path=path, problem=problem)
         return []

@@ -41,11 +41,16 @@ class RecordAuthor:
         self._begin(archive.incarnation)
 
     def _begin(self, incarnation: int | None) -> None:
-        self._incarnation = incarnation if incarnation is not None else self._rng.getrandbits(63)
+        self._incarnation = incarnation if incarnation is not None else self._draw_incarnation()
         self.log = log_name(self._run, self._signer.peer, self._incarnation)
         self._wrote = self._end()
-        if self._wrote[1]:
-            self._begin(None)  # What is forked ends there for everybody.
+        if incarnation is not None and self._wrote != (self._archive.written, False):
+            # What is forked ends there for everybody; and what we wrote and lost, others hold.
+            self._begin(None)
+
+    def _draw_incarnation(self) -> int:
+        """One that was never used, and greater than earlier ones as far as we can tell: the older logs come first."""
+        return min(self._logs.records, 2**31 - 1) << 32 | self._rng.getrandbits(32)
 
     def _end(self) -> tuple[int, bool]:
         """Where our log ends in the table, and whether it is forked there."""
@@ -56,6 +61,11 @@ class RecordAuthor:
     def disowned(self) -> bool:
         """Whether our log ends elsewhere than we left it: somebody else has our key, or we have lost our memory."""
         return self._end() != self._wrote
+
+    @property
+    def stranded(self) -> bool:
+        """Whether what we write would wait, since our clock counts records that a proven fork took away."""
+        return self._logs.stranded(self.log)
 
     def begin_anew(self) -> None:
         """Write another log from here on. What was not sealed is forgotten."""
@@ -84,14 +94,18 @@ class RecordAuthor:
     @property
     def room(self) -> int:
         """How many more records may be added before the batch must be sealed, or others have made theirs."""
-        if not self._logs.takes_more(self.log):
+        if not self._logs.takes_more(self.log, self._signer.peer):
             return 0
         return min(self._rules.records_max - len(self._open), self._rules.capacity(self.clock) - self.next)
 
-    def add(self, records: bytes) -> None:
-        """Add the next records to the open batch; as many as there is ``room`` for."""
-        assert len(records) <= self.room
-        self._clock = self.clock
+    def add(self, records: bytes, clock: int) -> None:
+        """Add the next records to the open batch: as many as there was ``room`` for when they were probed at ``clock``.
+
+        More records may count by now, or fewer; the batch is what was begun then.
+        """
+        assert not self._open or clock == self._clock
+        assert len(self._open) + len(records) <= self._rules.records_max
+        self._clock = clock
         self._open += records
 
     async def seal(self) -> bytes:

@@ -42,7 +42,6 @@ class Log:
     name: bytes
     author: PeerId
     incarnation: int
-    opened_clock: int = 0
     base: Batch | None = None
     """The last batch that is not held any more, without its records; None where the first one still is."""
     chain: list[Batch] = field(default_factory=list)
@@ -53,6 +52,8 @@ class Log:
     """How many batches of it no fork can take back."""
     rivals: tuple[bytes, bytes] | None = None
     """Two packed batches that would both go on from the end of the chain: the proof that the log is forked."""
+    exposed: bool = False
+    """Whether a fork below ``final`` was seen: its author need not be blamed for every copy of it."""
 
     @property
     def start(self) -> int:
@@ -80,11 +81,6 @@ class Log:
         return self.chain[first - self.start : number - self.start]
 
     @property
-    def opened(self) -> tuple[int, int]:
-        """In what order the logs of an author were opened. One that is forked from the start came first."""
-        return (self.opened_clock if self.length else 0), self.incarnation
-
-    @property
     def head(self) -> Head:
         """How far it goes."""
         name = self.batch(self.length - 1).name if self.length else bytes(32)
@@ -99,7 +95,6 @@ class Log:
         return SettledLog(
             author=self.author,
             incarnation=self.incarnation,
-            opened=self.opened_clock,
             number=self.counting,
             end=last.end,
             clock=last.clock,
@@ -107,10 +102,10 @@ class Log:
         )
 
     def holds(self, entry: SettledLog) -> bool:
-        """Whether this is the log of ``entry``, as far as can be told, and goes at least as far."""
-        if entry.number > self.length:
+        """Whether this log could be taken back to where ``entry`` ends, and is the one that ends there."""
+        if not self.start <= entry.number <= self.length:
             return False
-        return entry.number < self.start or self.batch(entry.number - 1).name == entry.name
+        return self.batch(entry.number - 1).name == entry.name
 
     def begin_after(self, entry: SettledLog) -> list[Batch]:
         """Hold no batch that ``entry`` holds; returns those that were, and their base."""

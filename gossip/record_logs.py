@@ -11,7 +11,7 @@ in which it came:
   everyone who holds the proof, and what counted beyond is taken back. Below ``final`` a log no longer changes.
 * **Clocks.** A batch counts once those before it do and as many records are applied, less ``reach``, as its clock says.
   More records never make a batch stop counting, so there is one greatest set of batches that count, whatever the order.
-* **Openings.** The logs that one author opened, by clock and incarnation, count from the moment that enough records are
+* **Openings.** The logs that one author opened, by incarnation, count from the moment that enough records are
   applied, less ``reach``: opening logs without end buys no room.
 
 Two tables merge by offering each what the other holds, which is commutative, associative and idempotent: a replicated
@@ -45,11 +45,16 @@ from p2p.transport import PeerId
 WAITING_PER_LOG_MAX = 16
 """Batches of one log that are held although they do not count yet; the rest is asked for when they do."""
 
+OPENINGS_WAITING_MAX = 16
+"""Logs of one author that are held although nothing of them counts yet: the first ones, as none counts before them."""
+
 
 class Offer(StrEnum):
     """What became of an offered batch; faults of ``record_batches.Fault`` besides."""
 
     ACCEPTED = "accepted"
+    DISPLACED = "displaced"
+    """Accepted; it opens a log, for which one of its author's gave way that came after it."""
     KNOWN = "known"
     """Held already, or of a log that ends before it."""
     FORK = "fork"
@@ -57,8 +62,9 @@ class Offer(StrEnum):
     ORPHAN = "orphan"
     """The batch before it is not held: it must be asked for first."""
     WAITING = "waiting"
-    """Too many batches of its log wait to count; not held."""
+    """Too many batches of its log, or logs of its author, wait to count; not held."""
     FULL = "full"
+    """There is no room for another log."""
 
 
 class RecordLogs:
@@ -80,8 +86,9 @@ class RecordLogs:
         """A heap of (records that must be applied, log): the first batch of each log that does not count yet."""
         self._come: dict[bytes, Batch] = {}
         self._gone: dict[bytes, Batch] = {}
-        self.records = 0
-        """Records that count: the clock of what is made here next."""
+        self._records = 0
+        self._stale = False
+        """Whether what counts is to be worked out anew: once for any number of forks, when somebody asks."""
 
     # --- what is offered ----------------------------------------------------------------------------------------
 
@@ -96,16 +103,21 @@ class RecordLogs:
             return Offer.KNOWN, held.log
         before = None
         if isinstance(message, FirstBatch):
-            log = self._logs.get(log_name(self._run, PeerId(message.author), message.incarnation))
-            if log is None and len(self._logs) >= LOGS_MAX:
-                return Offer.FULL, b""
+            author = PeerId(message.author)
+            log = self._logs.get(log_name(self._run, author, message.incarnation))
+            if log is None:
+                last = self._last_waiting(author)
+                if last is not None and last.incarnation < message.incarnation:
+                    return Offer.WAITING, b""
+                if last is None and len(self._logs) >= LOGS_MAX:
+                    return Offer.FULL, b""
         else:
             before = self._batches.get(message.previous)
             if before is None:
                 return Offer.ORPHAN, b""
             log = self._logs[before.log]
         place = 0 if before is None else before.number + 1
-        if log is not None and place < log.start:
+        if log is not None and (place < log.start or (place < log.final and log.exposed)):
             return Offer.KNOWN, log.name
         if log is not None and place == log.length:
             if log.rivals is not None:
@@ -114,35 +126,53 @@ class RecordLogs:
                 return Offer.WAITING, log.name
         batch = check(self._run, packed, message, before, self._rules, self._signer)
         if log is None:
-            self._open(batch)
-        elif place < log.length:
+            return Offer.DISPLACED if self._open(batch) else Offer.ACCEPTED, batch.log
+        if place < log.length:
             if place >= log.final:
                 self._cut(log, place, batch)
+            else:
+                log.exposed = True
             return Offer.FORK, log.name
-        else:
-            self._extend(log, batch)
+        self._extend(log, batch)
         return Offer.ACCEPTED, batch.log
 
-    def _open(self, batch: Batch) -> None:
-        log = self._add_log(batch.log, batch.author, batch.incarnation, batch.clock)
+    def _last_waiting(self, author: PeerId, count: int = OPENINGS_WAITING_MAX) -> Log | None:
+        """The log of ``author`` that gives way to an earlier one; None while fewer than ``count`` wait."""
+        waiting = [log for log in self._opened.get(author, ()) if not log.counting]
+        return max(waiting, key=lambda log: log.incarnation) if len(waiting) >= count else None
+
+    def _open(self, batch: Batch) -> bool:
+        """Returns whether another log had to give way."""
+        if (last := self._last_waiting(batch.author)) is not None:
+            self._drop(last)
+        log = self._add_log(batch.log, batch.author, batch.incarnation)
         log.chain.append(batch)
         self._batches[batch.name] = batch
         opened = self._opened[log.author]
-        if log.opened == max(other.opened for other in opened):
+        if log.incarnation < max(other.incarnation for other in opened):
+            self._stale = True
+        elif not self._stale:
             self._wait(log, len(opened) - 1)
             self._count_more()
-        else:
-            self._count_again()
+        return last is not None
 
-    def _add_log(self, name: bytes, author: PeerId, incarnation: int, opened_clock: int) -> Log:
-        log = self._logs[name] = Log(name, author, incarnation, opened_clock)
+    def _drop(self, log: Log) -> None:
+        """Forget a log of which nothing counts."""
+        for batch in log.chain:
+            del self._batches[batch.name]
+        self._opened[log.author].remove(log)
+        del self._logs[log.name]
+        self._stale = True
+
+    def _add_log(self, name: bytes, author: PeerId, incarnation: int) -> Log:
+        log = self._logs[name] = Log(name, author, incarnation)
         self._opened.setdefault(author, []).append(log)
         return log
 
     def _extend(self, log: Log, batch: Batch) -> None:
         log.chain.append(batch)
         self._batches[batch.name] = batch
-        if log.counting == log.length - 1:
+        if not self._stale and log.counting == log.length - 1:
             self._wait(log, self._rank(log))
             self._count_more()
 
@@ -153,13 +183,23 @@ class RecordLogs:
         for batch in log.between(place, log.length):
             del self._batches[batch.name]
         del log.chain[place - log.start :]
-        self._count_again()
+        self._stale = True
 
     # --- which batches count --------------------------------------------------------------------------------------
 
+    @property
+    def records(self) -> int:
+        """Records that count: the clock of what is made here next."""
+        self._refresh()
+        return self._records
+
+    def _refresh(self) -> None:
+        if self._stale:
+            self._count_again()
+
     def _rank(self, log: Log) -> int:
         """How many logs its author opened before it."""
-        return sum(other.opened < log.opened for other in self._opened[log.author])
+        return sum(other.incarnation < log.incarnation for other in self._opened[log.author])
 
     def _need(self, log: Log, rank: int, number: int) -> int:
         """How many records must be applied before batch ``number`` of ``log`` counts."""
@@ -170,7 +210,7 @@ class RecordLogs:
 
     def _count_more(self) -> None:
         """Let every batch count whose turn it is, now that something was added."""
-        while self._waiting and self._waiting[0][0] <= self.records:
+        while self._waiting and self._waiting[0][0] <= self._records:
             log = self._logs[heapq.heappop(self._waiting)[1]]
             self._count(log, log.counting + 1)
             if log.counting < log.length:
@@ -182,7 +222,7 @@ class RecordLogs:
         ranks = {
             log.name: rank
             for opened in self._opened.values()
-            for rank, log in enumerate(sorted(opened, key=lambda log: log.opened))
+            for rank, log in enumerate(sorted(opened, key=lambda log: log.incarnation))
         }
         records = sum(log.end(log.final) for log in self._logs.values())
         waiting = [
@@ -199,22 +239,28 @@ class RecordLogs:
                 heapq.heappush(waiting, (self._need(log, ranks[log.name], counting[log.name]), log.name))
         for log in self._logs.values():
             self._count(log, counting[log.name])
-        self._waiting = waiting
+        for author in self._opened:
+            while (last := self._last_waiting(author, OPENINGS_WAITING_MAX + 1)) is not None:
+                self._drop(last)
+        self._waiting = [(need, name) for need, name in waiting if name in self._logs]
+        heapq.heapify(self._waiting)
+        self._stale = False
 
     def _count(self, log: Log, number: int) -> None:
         """Let the first ``number`` batches of ``log`` count, and no more."""
         for batch in log.between(number, log.counting):
-            self.records -= len(batch.records)
+            self._records -= len(batch.records)
             if self._come.pop(batch.name, None) is None:
                 self._gone[batch.name] = batch
         for batch in log.between(log.counting, number):
-            self.records += len(batch.records)
+            self._records += len(batch.records)
             if self._gone.pop(batch.name, None) is None:
                 self._come[batch.name] = batch
         log.counting = number
 
     def take_changes(self) -> tuple[list[Batch], list[Batch]]:
         """The batches that came to count since the last call, and those that no longer do."""
+        self._refresh()
         come, gone = list(self._come.values()), list(self._gone.values())
         self._come.clear()
         self._gone.clear()
@@ -224,11 +270,13 @@ class RecordLogs:
 
     def settlement(self) -> Settlement:
         """What counts now, as a snapshot of it names it."""
+        self._refresh()
         logs = sorted(self._logs.values(), key=lambda log: (log.author, log.incarnation))
         return Settlement(logs=[log.settled for log in logs if log.counting])
 
     def above(self, settlement: Settlement) -> list[Batch] | None:
         """The batches that count and ``settlement`` does not hold; None where it holds what does not count here."""
+        self._refresh()
         held = self.named(settlement)
         for name, entry in held.items():
             log = self._logs.get(name)
@@ -243,12 +291,17 @@ class RecordLogs:
         ]
 
     def settle(self, settlement: Settlement) -> bool:
-        """Let what ``settlement`` holds be final. False, and nothing has changed, unless all of it is held here."""
+        """Let what ``settlement`` holds be final, and nothing else, whatever was before: what counts then depends on it
+        and on what is held. False, and nothing has changed, unless all of it is held here and no more is let go of.
+        """
         entries = self.named(settlement)
         if not all(name in self._logs and self._logs[name].holds(entry) for name, entry in entries.items()):
             return False
-        for name, entry in entries.items():
-            self._logs[name].final = max(self._logs[name].final, entry.number)
+        if any(log.start and name not in entries for name, log in self._logs.items()):
+            return False
+        for name, log in self._logs.items():
+            log.final = entries[name].number if name in entries else 0
+            log.exposed = False
         self._count_again()
         return True
 
@@ -261,21 +314,26 @@ class RecordLogs:
         held += [packed for log in self._logs.values() for packed in log.rivals or ()]
         self._clear()
         for name, entry in self.named(settlement).items():
-            log = self._add_log(name, PeerId(entry.author), entry.incarnation, entry.opened)
+            log = self._add_log(name, PeerId(entry.author), entry.incarnation)
             log.counting = log.final = entry.number
             self._begin_after(log, entry)
-            self.records += entry.end
+            self._records += entry.end
         for packed in held:
             with contextlib.suppress(InvalidBatch):
                 self.offer(packed)
 
-    def forget(self, settlement: Settlement) -> None:
-        """Let go of the batches that ``settlement`` holds, which must be final: a snapshot stands for them."""
-        for name, entry in self.named(settlement).items():
-            log = self._logs[name]
-            assert log.final >= entry.number
-            if log.start < entry.number:
-                self._begin_after(log, entry)
+    def forget(self, settlement: Settlement) -> bool:
+        """Let go of the batches that ``settlement`` holds: a snapshot stands for them. False, and nothing has changed,
+        unless all of them are final."""
+        entries = self.named(settlement)
+        if not all(
+            name in self._logs and entry.number <= self._logs[name].final for name, entry in entries.items()
+        ):
+            return False
+        for name, entry in entries.items():
+            if self._logs[name].start < entry.number:
+                self._begin_after(self._logs[name], entry)
+        return True
 
     def _begin_after(self, log: Log, entry: SettledLog) -> None:
         for batch in log.begin_after(entry):
@@ -293,6 +351,7 @@ class RecordLogs:
 
     def heads(self) -> list[Head]:
         """The version vector: every log, by name. Tables with equal vectors hold the same and count the same."""
+        self._refresh()
         return [log.head for _, log in sorted(self._logs.items())]
 
     def lacks(self, head: Head) -> bool:
@@ -326,22 +385,36 @@ class RecordLogs:
 
     def describe(self, log: bytes) -> tuple[PeerId, int, int, int]:
         """Author, incarnation, records that count and records that wait, of a log that is held."""
+        self._refresh()
         held = self._logs[log]
         counting = held.end(held.counting)
         return held.author, held.incarnation, counting, held.end(held.length) - counting
 
-    def takes_more(self, log: bytes) -> bool:
-        """Whether a next batch of ``log`` would be held: not too many of it wait to count."""
+    def takes_more(self, log: bytes, author: PeerId) -> bool:
+        """Whether a next batch of ``log`` would be held: not too many of it, or logs of its author, wait to count."""
+        self._refresh()
         held = self._logs.get(log)
-        return held is None or held.length - held.counting < WAITING_PER_LOG_MAX
+        if held is None:
+            return self._last_waiting(author) is None
+        return held.length - held.counting < WAITING_PER_LOG_MAX
+
+    def stranded(self, log: bytes) -> bool:
+        """Whether ``log`` ends in what waits for records that a fork took away, and another log would not have to."""
+        held, records = self._logs.get(log), self.records
+        if held is None or held.counting == held.length:
+            return False
+        another = len(self._opened[held.author]) * self._rules.opening_cost
+        return another <= records + self._rules.reach < held.batch(held.length - 1).clock
 
     @property
     def waiting(self) -> int:
         """Records that are held and do not count yet."""
+        self._refresh()
         return sum(log.end(log.length) - log.end(log.counting) for log in self._logs.values())
 
     def counting(self) -> Iterator[Batch]:
         """Every batch that is held and counts."""
+        self._refresh()
         for log in self._logs.values():
             yield from log.between(log.start, log.counting)
 

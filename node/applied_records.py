@@ -99,7 +99,10 @@ class AppliedRecords:
         made = 0
         while made < len(self._ahead) and self._ahead[made].first < batch.end:
             made += 1
-        if b"".join(run.records for run in self._ahead[:made]) != batch.records:
+        ours = self._ahead[:made]
+        if b"".join(run.records for run in ours) != batch.records or {run.clock for run in ours} != {
+            batch.clock
+        }:
             # Another life of ours has written it: what we made since is a history that nobody will see.
             self.take_back()
             return False

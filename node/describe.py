@@ -64,6 +64,7 @@ def _describe_records(node: OneByteNode) -> RecordStatus:
         applied=node.applied.records,
         waiting=node.logs.waiting,
         unsent=node.author.open,
+        duplicates=node.spread.duplicates,
         logs=len(heads),
         forked=sum(head.forked for head in heads),
         log=node.author.log.hex(),

@@ -34,6 +34,8 @@ JOIN_LOOKS = 6
 """Looks at what members tell, before a newcomer takes it that there is no snapshot."""
 RETRY_S = 5.0
 """After the disk would not take a batch."""
+FINISH_S = 120.0
+"""Without any news: whoever says that it is not done, or that it holds something else, is waited for no longer."""
 log = structlog.get_logger()
 
 
@@ -72,7 +74,7 @@ class OneByteNode(Node):
             ledger=self.ledger,
             limits=options.limits,
             rng=runtime.rng,
-            changed=self._progress.made,
+            changed=self._news,
         )
         self.snapshots = RecordSnapshots(
             local=self.local,
@@ -91,8 +93,10 @@ class OneByteNode(Node):
         self._learned = trio.Event()
         """Set while no steps are taken and all records are sealed."""
         self._learned.set()
-        self.diverged: PeerId | None = None
-        """A member that told of another state at the same vector: one of us is broken."""
+        self._news_s = trio.current_time()
+        """When something last came that was not held."""
+        self._contradicted: dict[PeerId, Heartbeat] = {}
+        """Of members that told of another state at a vector of ours: their last word."""
 
     # --- what it says of itself -----------------------------------------------------------------------------------
 
@@ -126,8 +130,19 @@ class OneByteNode(Node):
     def _finished(self) -> bool:
         if self.phase != "finished" or self.keeper.state_hash is None:
             return False
-        beats = [beat for _, beat, _ in self.members.words_of_alive(trio.current_time())]
+        now_s = trio.current_time()
+        if now_s - self._news_s > max(FINISH_S, 3 * self._one_byte.batch_s_max):
+            return True
+        beats = [beat for _, beat, _ in self.members.words_of_alive(now_s)]
         return all(beat.step >= beat.steps_total and beat.vector == self.logs.digest() for beat in beats)
+
+    @property
+    def diverged(self) -> PeerId | None:
+        """A member that holds what we hold and comes to another state; None where others come to ours."""
+        beats = self.members.words_of_alive(trio.current_time())
+        if any(beat.state and beat.state == self.keeper.state_at(beat.vector) for _, beat, _ in beats):
+            return None
+        return next((peer for peer, beat, _ in beats if self._contradicted.get(peer) is beat), None)
 
     def current_problem(self) -> str:
         """What stands in the way now, for people; empty when nothing does."""
@@ -161,8 +176,18 @@ class OneByteNode(Node):
             self.spread.heard_digest(author, beat.vector)
         ours = self.keeper.state_at(beat.vector)
         if beat.state and ours is not None and beat.state != ours:
-            self.diverged = author
-            log.error("weights differ at the same records", peer=author, vector=beat.vector.hex())
+            members = self.members.peers()
+            self._contradicted = {peer: told for peer, told in self._contradicted.items() if peer in members}
+            self._contradicted[author] = beat
+            self.ledger.note(author, "other-state", "at the records that we hold")
+            if self.diverged is not None:
+                log.error("weights differ at the same records", peer=author, vector=beat.vector.hex())
+        else:
+            self._contradicted.pop(author, None)
+        self._progress.made()
+
+    def _news(self) -> None:
+        self._news_s = trio.current_time()
         self._progress.made()
 
     # --- starting and stopping ------------------------------------------------------------------------------------
@@ -229,7 +254,9 @@ class OneByteNode(Node):
         self._learned = trio.Event()
         while self.learner.step < self.spec.train.steps and not self._stopping.is_set():
             if author.disowned:
-                await self._begin_anew()
+                await self._begin_anew("it was continued elsewhere")
+            elif author.stranded:
+                await self._begin_anew("it waits for records that a fork took away")
             if author.room < probes and author.open:
                 await self._seal()
             if author.room < probes:
@@ -248,9 +275,10 @@ class OneByteNode(Node):
         self._learned.set()
         self._progress.made()
 
-    async def _begin_anew(self) -> None:
-        """Our log goes on otherwise than we wrote it, or ends in a fork: another life of ours is, or was, at it too."""
-        log.warning("our log was continued elsewhere, starting another", log=self.author.log.hex())
+    async def _begin_anew(self, why: str) -> None:
+        """Our log goes on otherwise than we wrote it, or ends in a fork: another life of ours is, or was, at it too. Or
+        nobody would count what we added to it."""
+        log.warning("starting another log", why=why, log=self.author.log.hex())
         await self.keeper.take_back()
         self.author.begin_anew()
 
@@ -261,8 +289,9 @@ class OneByteNode(Node):
             self._began_batch_s = began_s
         tokens = self.learner.tokens
         cost_s = self._one_byte.probes * self.runtime.costs.step_s
-        probed = await self.keeper.take_step(author.log, author.next, author.clock, cost_s=cost_s)
-        author.add(probed.records)
+        clock = author.clock
+        probed = await self.keeper.take_step(author.log, author.next, clock, cost_s=cost_s)
+        author.add(probed.records, clock)
         elapsed_s = max(trio.current_time() - began_s, 1e-6)
         self._took(1, self.learner.tokens - tokens, probed.loss, elapsed_s)
 
@@ -270,7 +299,7 @@ class OneByteNode(Node):
         """Sign what was collected, make it durable, push it; then the weights hold what counts and nothing else."""
         while True:
             if self.author.disowned:
-                await self._begin_anew()
+                await self._begin_anew("it was continued elsewhere")
                 return
             try:
                 packed = await self.author.seal()

@@ -30,6 +30,7 @@ from node.node import Weights
 from node.record_snapshots import Certified
 from node.runtime import Runtime
 from node.status import Verification
+from p2p.transport import PeerId
 from training.one_byte import Probed, RecordLearner
 from training.trainer import CheckpointError
 
@@ -83,6 +84,10 @@ class RecordKeeper:
     def records(self) -> int:
         """How many count."""
         return self.logs.records
+
+    def records_of(self, author: PeerId) -> int:
+        """How many of them ``author`` made."""
+        return self.applied.records_of(author)
 
     @property
     def state_hash(self) -> bytes | None:
@@ -200,6 +205,8 @@ class RecordKeeper:
     async def settle(self, settlement: Settlement) -> bool:
         """Let what it holds be final; False while not all of it is held here."""
         settled = self.logs.settle(settlement)
+        if settled:
+            self._states.clear()  # At the same vector other batches may count now.
         self._changed()
         return settled
 
@@ -212,9 +219,10 @@ class RecordKeeper:
             await self._drain()
         log.info("began from a snapshot", records=self.logs.records)
 
-    async def forget(self, certified: Certified) -> None:
-        """Let go of the batches that it holds, here and on disk."""
-        self.logs.forget(certified.settlement)
+    async def forget(self, certified: Certified) -> bool:
+        """Let go of the batches that it holds, here and on disk; False if some of them are not final any more."""
+        if not self.logs.forget(certified.settlement):
+            return False
         held = list(self.logs.batches())
         try:
             await self.archive.keep_above(
@@ -228,6 +236,7 @@ class RecordKeeper:
         else:
             self._archived = {batch.name for batch in held}
         await self.save(always=True)
+        return True
 
     async def verify(self) -> Verification:
         """Check every signature and rule again, and take all records back: what is left must be their beginning."""
@@ -257,6 +266,7 @@ class RecordKeeper:
             state=state.hex(),
             counts_alike=again.records == records and (again.digest() == vector or forked),
             comes_back=sound,
+            damaged=await self.archive.damaged(),
         )
 
     # --- taking stock ---------------------------------------------------------------------------------------------

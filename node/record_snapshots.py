@@ -5,13 +5,18 @@ state that these come to, both shards by content. A vote is a notice that names 
 state out itself, by taking back what is newer. With votes enough a snapshot is certified: no fork takes back what it
 holds, a newcomer begins from it, and the batches below the one before it are let go of.
 
+Names cost nothing, so only votes of members count whose records count here, and they must be a third of those alive:
+two keys that nobody knows certify nothing. What is held here is relied on only if it comes out here, too. Only a
+newcomer has to take the votes as they are.
+
 Never touches weights: a ``Keeper`` is what it asks for a state, and tells of a certified one.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -37,6 +42,8 @@ FETCH_TIMEOUT_S = 600.0
 SETTLEMENT_BYTES_MAX = 200 * LOGS_MAX
 CERTIFICATE_BYTES_MAX = 1 << 20
 
+CANDIDATES_MAX = 64
+"""Certified snapshots that are looked at side by side."""
 REMEMBERED_MAX = 4096
 """Certificates that need not be read again, and snapshots that need not be worked out again."""
 
@@ -50,6 +57,9 @@ class Keeper(Protocol):
     def records(self) -> int:
         """How many count."""
 
+    def records_of(self, author: PeerId) -> int:
+        """How many of them ``author`` made."""
+
     def settlement(self) -> Settlement:
         """Which ones."""
 
@@ -57,13 +67,13 @@ class Keeper(Protocol):
         """The state that ``settlement`` comes to; None while it holds what does not count here."""
 
     async def settle(self, settlement: Settlement) -> bool:
-        """Let what it holds be final; False while not all of it is held here."""
+        """Let what it holds be final, and nothing else; False while not all of it is held here."""
 
     async def begin_from(self, settlement: Settlement, state: bytes) -> None:
         """Hold it and what is known beyond it, and nothing else. Raises ValueError."""
 
-    async def forget(self, certified: Certified) -> None:
-        """Let go of the batches that a certified snapshot holds."""
+    async def forget(self, certified: Certified) -> bool:
+        """Let go of the batches that a certified snapshot holds; False if some of them are not final any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,13 +115,13 @@ class RecordSnapshots:
         """Snapshots that do not come out here."""
         self._due: tuple[int, float] = (0, 0.0)
         """The height that is due, and since when."""
-        self._candidates: dict[RecordSnapshot, Certificate] = {}
-        """Certified snapshots that we do not rely on yet."""
+        self._candidates: dict[RecordSnapshot, dict[PeerId, bytes]] = {}
+        """Certified snapshots that we do not rely on yet, and the votes for them."""
         self._behind_since_s: float | None = None
         """Since when there is one of which not everything is held here."""
         self._certificate: ShardRef | None = None
-        self._read_certificates: set[ShardRef] = set()
-        """Those of others that were looked at."""
+        self._read_certificates: dict[ShardRef, float] = {}
+        """Until when those of others need not be looked at again."""
         self._base = ""
         """For whom the shards of the snapshot are kept below which batches were let go of."""
         self.certified: Certified | None = None
@@ -138,7 +148,8 @@ class RecordSnapshots:
         await self._certify()
         for vote, peer in self._told():
             snapshot = vote.snapshot
-            if peer != self._local and snapshot.records > self._settled() and snapshot not in self._refused:
+            known = peer != self._local and self._keeper.records_of(peer)
+            if known and snapshot.records > self._settled() and snapshot not in self._refused:
                 await self._consider(snapshot, peer)
         await self._propose()
 
@@ -189,12 +200,15 @@ class RecordSnapshots:
 
     async def _propose(self) -> None:
         height = self._keeper.records // self._every
-        told = [vote.snapshot.records // self._every for vote, _ in self._told()]
-        if height == 0 or height <= max(told, default=0):
+        if height == 0 or (self._voted is not None and height <= self._voted.records // self._every):
             return
         now_s = trio.current_time()
         if self._due[0] != height:
             self._due = (height, now_s)
+        told = {vote.snapshot for vote, _ in self._told()} - self._refused
+        in_turn = any(height == snapshot.records // self._every for snapshot in told)
+        if in_turn and now_s - self._due[1] < PATIENCE_S:
+            return  # Somebody has proposed one. Unless nobody can come to it, we shall.
         ranked = sorted(self._alive(), key=lambda peer: blake3(f"{height}/{peer}".encode()).digest())
         if now_s - self._due[1] < TURN_S * ranked.index(self._local):
             return
@@ -213,11 +227,15 @@ class RecordSnapshots:
             return
         ref, _ = await outline_of(state)
         if ref != snapshot.state:
-            self._refuse(snapshot)
-            self._ledger.note(peer, "false-snapshot", f"of {snapshot.records:,} records")
-            log.error("a snapshot that does not come out", peer=peer, records=snapshot.records)
+            self._does_not_come_out(snapshot, [peer])
             return
         await self._vote(settlement, state)
+
+    def _does_not_come_out(self, snapshot: RecordSnapshot, voters: Collection[PeerId]) -> None:
+        self._refuse(snapshot)
+        for peer in voters:
+            self._ledger.note(peer, "false-snapshot", f"of {snapshot.records:,} records")
+        log.warning("a snapshot does not come out here", records=snapshot.records, voters=sorted(voters))
 
     async def _vote(self, settlement: Settlement, state: bytes) -> None:
         records = sum(entry.end for entry in settlement.logs)
@@ -241,19 +259,38 @@ class RecordSnapshots:
 
     # --- certifying -------------------------------------------------------------------------------------------------
 
+    def _enough(self, voters: Collection[PeerId]) -> bool:
+        """Whether what these members voted for is to be relied on."""
+        if not self._keeper.records:
+            return len(voters) >= self._needed
+        known = {peer for peer in voters if self._keeper.records_of(peer) and not self._ledger.banned(peer)}
+        alive = {peer for peer in self._alive() if self._keeper.records_of(peer)}
+        return len(known) >= self._needed and 3 * len(known & alive) >= len(alive)
+
     def _count_votes(self) -> None:
         for snapshot, voters in self._votes().items():
-            if len(voters) >= self._needed and snapshot not in self._candidates:
-                packed = [self._notices.packed(peer, "snapshot") for peer in sorted(voters)[: self._needed]]
-                self._candidates[snapshot] = Certificate(
-                    votes=[notice for notice in packed if notice is not None]
-                )
+            packed = ((peer, self._notices.packed(peer, "snapshot")) for peer in voters)
+            self._add_votes(snapshot, {peer: notice for peer, notice in packed if notice is not None})
+
+    def _add_votes(self, snapshot: RecordSnapshot, votes: dict[PeerId, bytes]) -> bool:
+        """Returns whether these, with those that are known, are enough."""
+        votes = {**self._candidates.get(snapshot, {}), **votes}
+        if not self._enough(votes):
+            return False
+        self._candidates[snapshot] = votes
+        if len(self._candidates) > CANDIDATES_MAX:
+            del self._candidates[min(self._candidates, key=_order)]
+        return True
 
     async def _read_what_others_rely_on(self) -> None:
         """Certificates of snapshots whose voters have voted for later ones since, or are gone."""
         for vote, peer in self._told():
-            ref = vote.certificate
-            if ref is None or ref in self._read_certificates or ref.size > CERTIFICATE_BYTES_MAX:
+            ref, now_s = vote.certificate, trio.current_time()
+            if (
+                ref is None
+                or ref.size > CERTIFICATE_BYTES_MAX
+                or now_s < self._read_certificates.get(ref, 0.0)
+            ):
                 continue
             try:
                 data = await self._fetch(ref, [peer])
@@ -261,43 +298,61 @@ class RecordSnapshots:
                 continue
             if len(self._read_certificates) >= REMEMBERED_MAX:
                 self._read_certificates.clear()
-            self._read_certificates.add(ref)
+            self._read_certificates[ref] = math.inf
             try:
                 certificate = decode(data, Certificate, bytes_max=CERTIFICATE_BYTES_MAX)
             except MalformedMessage as error:
                 self._ledger.note(peer, "malformed", error.what)
                 continue
-            snapshot = self._certified_by(certificate)
-            if snapshot is None:
+            found = self._certified_by(certificate)
+            if found is None:
                 self._ledger.note(peer, "false-snapshot", "a certificate that certifies nothing")
-            else:
-                self._candidates[snapshot] = certificate
+            elif not self._is_news(found[0]):
+                continue
+            elif not self._add_votes(*found):
+                # Those who voted may become known here, or more of them.
+                self._read_certificates[ref] = now_s + PATIENCE_S
+                self._ledger.note(peer, "unvouched", "a snapshot for which too few have voted that we know")
 
-    def _certified_by(self, certificate: Certificate) -> RecordSnapshot | None:
-        """The snapshot that enough different members have voted for."""
-        votes = [self._notices.verified(packed, SnapshotVote) for packed in certificate.votes]
-        voters = {vote[0] for vote in votes if vote is not None}
-        snapshots = {vote[1].snapshot for vote in votes if vote is not None}
-        if None in votes or len(snapshots) != 1 or len(voters) < self._needed:
+    def _certified_by(self, certificate: Certificate) -> tuple[RecordSnapshot, dict[PeerId, bytes]] | None:
+        """The snapshot that enough different members have voted for, and their votes."""
+        votes: dict[PeerId, bytes] = {}
+        snapshots = set()
+        for packed in certificate.votes:
+            vote = self._notices.verified(packed, SnapshotVote)
+            if vote is None:
+                return None
+            votes[vote[0]] = packed
+            snapshots.add(vote[1].snapshot)
+        if len(snapshots) != 1 or len(votes) < self._needed:
             return None
-        return snapshots.pop()
+        return snapshots.pop(), votes
+
+    def _is_news(self, snapshot: RecordSnapshot) -> bool:
+        """Whether we should go over to ``snapshot`` once it is certified."""
+        if snapshot in self._refused:
+            return False
+        return self.certified is None or _order(snapshot) > _order(self.certified.snapshot)
 
     async def _certify(self) -> None:
         """Rely on the latest certified snapshot, once all of it is held here, or has been for too long not."""
         self._candidates = {
-            snapshot: certificate
-            for snapshot, certificate in self._candidates.items()
-            if self.certified is None or snapshot.records > self.certified.snapshot.records
+            snapshot: votes for snapshot, votes in self._candidates.items() if self._is_news(snapshot)
         }
         if not self._candidates:
             return
-        best = max(self._candidates, key=lambda snapshot: (snapshot.records, encode(snapshot)))
+        best = max(self._candidates, key=_order)
         holders = [
             peer for vote, peer in self._told() if vote.snapshot == best or vote.certificate is not None
         ]
         settlement = await self._settlement(best, holders)
         if settlement is None:
             return
+        if best != self._voted:
+            state = await self._keeper.state_of(settlement)
+            if state is not None and (await outline_of(state))[0] != best.state:
+                self._does_not_come_out(best, self._candidates[best])
+                return
         began = False
         if not await self._keeper.settle(settlement):
             now_s = trio.current_time()
@@ -308,20 +363,36 @@ class RecordSnapshots:
                 return
             began = True
         self._behind_since_s = None
-        self._keep(best)
-        before, self.certified = self.certified, Certified(best, settlement, self._candidates[best])
+        await self._hold(best, settlement)
+        certificate = Certificate(votes=[packed for _, packed in sorted(self._candidates[best].items())])
+        before, self.certified = self.certified, Certified(best, settlement, certificate)
         if self._voted is None or self._voted.records < best.records:
             self._voted = best
         log.info("snapshot certified", records=best.records)
         await self._tell()
         if began:
             before = self.certified  # What is held goes on from this one now, and from none before it.
-        if before is not None:
-            await self._keeper.forget(before)
-            owner = self._keep(before.snapshot)
-            if self._base not in ("", owner):
-                await self._store.release(self._base)
+        if before is None:
+            return
+        stale, owner = self._base, self._keep(before.snapshot)
+        if await self._keeper.forget(before):
             self._base = owner
+        else:
+            stale = owner
+        if stale not in ("", self._base):
+            await self._store.release(stale)
+
+    async def _hold(self, snapshot: RecordSnapshot, settlement: Settlement) -> None:
+        """Have the shards of a snapshot that is relied on: newcomers ask for them, and so may our next life."""
+        self._keep(snapshot)
+        if not self._store.holds(snapshot.state):
+            state = await self._keeper.state_of(settlement)
+            if state is not None and (await outline_of(state))[0] == snapshot.state:
+                with contextlib.suppress(StoreFull, OSError):
+                    await self._store.put(state, owner=f"records/{snapshot.records}", sync=True)
+        with contextlib.suppress(FetchFailed, StoreFull, OSError):
+            data = await self._fetch(snapshot.settlement, [])
+            await self._store.put(data, owner=f"records/{snapshot.records}", sync=True)
 
     async def _begin_from(
         self, snapshot: RecordSnapshot, settlement: Settlement, holders: Sequence[PeerId]
@@ -366,3 +437,8 @@ class RecordSnapshots:
         data = await self._fetcher.fetch(ref, others, timeout_s=FETCH_TIMEOUT_S)
         await self._store.put(data)
         return data
+
+
+def _order(snapshot: RecordSnapshot) -> tuple[int, bytes]:
+    """Of two certified snapshots the greater one is relied on, by everybody."""
+    return snapshot.records, encode(snapshot)

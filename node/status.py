@@ -45,6 +45,8 @@ class RecordStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Records that are held and do not count yet."""
     unsent: int
     """Our own that are not in a batch yet."""
+    duplicates: int
+    """Batches that neighbours pushed although they were held. A few are normal; replays show in ``refusals`` too."""
     logs: int
     forked: int
     log: str
@@ -93,6 +95,8 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the batches that are held, read anew, make the same records count."""
     comes_back: bool
     """Whether the weights without these records are those that they go on from, bit for bit."""
+    damaged: list[str]
+    """Files of records that are not what was written any more, below the folder of the run."""
 
 
 class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -135,11 +135,15 @@ def peer_id_of(public_key: bytes) -> PeerId:
 
 
 def public_key_of(peer: PeerId) -> bytes:
-    """The 32-byte Ed25519 public key inside ``peer``. Raises ValueError when it is not such an id."""
+    """The 32-byte Ed25519 public key inside ``peer``. Raises ValueError when it is not such an id.
+
+    There is one id for each key: a second spelling of it would be a second vote.
+    """
     raw: bytes = base58.b58decode(peer)
-    if len(raw) != len(_PEER_ID_PREFIX) + 32 or not raw.startswith(_PEER_ID_PREFIX):
+    key = raw[len(_PEER_ID_PREFIX) :]
+    if len(key) != 32 or peer_id_of(key) != peer:
         raise ValueError(f"{peer!r} is not an Ed25519 peer id")
-    return raw[len(_PEER_ID_PREFIX) :]
+    return key
 
 
 def _signed_bytes(purpose: str, payload: bytes) -> bytes:

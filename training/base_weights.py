@@ -44,6 +44,8 @@ def base_from_bytes(data: bytes, shapes: Shapes) -> dict[str, Tensor]:
     for name in sorted(sizes):
         weights[name] = values[start : start + sizes[name]].view(shapes[name])
         start += sizes[name]
+    if fault := fault_of(weights, shapes):
+        raise _unusable(fault)
     return weights
 
 

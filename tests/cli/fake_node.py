@@ -9,7 +9,7 @@ import trio
 
 from node.control import Evaluate, Export, Handler, MakeInvite, Sample, Stop, serve_control
 from node.home import Home
-from node.status import MergeReport, MixReport, NodeStatus, PeerStatus
+from node.status import LogStatus, MergeReport, MixReport, NodeStatus, PeerStatus, Verification
 from p2p.errors import GossamerError
 
 PEERS = [f"12D3KooW{letter * 44}" for letter in "ABC"]
@@ -23,6 +23,17 @@ MERGE = MergeReport(
     loss_before=2.5,
     loss_merged=2.25,
     duration_s=0.5,
+)
+
+
+VERIFIED = Verification(
+    batches=12,
+    records=300,
+    settled=0,
+    state="1f" * 32,
+    counts_alike=True,
+    comes_back=True,
+    damaged=[],
 )
 
 
@@ -89,6 +100,8 @@ class FakeNode:
 
     def __init__(self) -> None:
         self.asked: list[object] = []
+        self.logs: list[LogStatus] = []
+        self.verification = VERIFIED
         self.status = status_of(0, refusals={"hash": 2}, problem="1 peer is banned: wait")
 
     def handlers(self) -> dict[str, Handler]:
@@ -101,6 +114,8 @@ class FakeNode:
             "evaluate": self._evaluate,
             "sample": self._sample,
             "invite": self._invite,
+            "logs": self._logs,
+            "verify_logs": self._verify,
         }
 
     async def _get_status(self, _: object) -> object:
@@ -131,6 +146,12 @@ class FakeNode:
     async def _sample(self, params: Sample) -> object:
         self.asked.append(params)
         return {"text": "[red]self[/red] = None"}
+
+    async def _logs(self, _: object) -> object:
+        return self.logs
+
+    async def _verify(self, _: object) -> object:
+        return self.verification
 
     async def _invite(self, params: MakeInvite) -> object:
         self.asked.append(params)

@@ -6,13 +6,16 @@ import contextlib
 import random
 from collections.abc import AsyncIterator
 
+import pytest
 import trio
 
 from gossip.ledger import PeerLedger
+from gossip.log_exchange import HOLLOW_MAX
 from gossip.log_spread import LogSpread
 from gossip.messages import (
     LOG_PROTOCOL,
     LOG_SYNC_PROTOCOL,
+    LOGS_MAX,
     Batches,
     Heads,
     Push,
@@ -20,7 +23,7 @@ from gossip.messages import (
     WantBatches,
     WantHeads,
 )
-from gossip.record_batches import LogRules, make
+from gossip.record_batches import LogRules, log_name, make
 from gossip.record_logs import RecordLogs
 from netsim.network import SimHost, SimNetwork, open_sim_network
 from p2p.flow import FlowStream
@@ -28,6 +31,7 @@ from p2p.frames import receive_message, send_message
 from p2p.identity import Identity
 from p2p.limits import DEFAULT_LIMITS
 from p2p.transport import PeerId
+from tests.conftest import Entries
 from tests.gossip.world import IDENTITIES, OTHER_RUN, RUN
 
 RULES = LogRules(records_max=64, allowance=10_000, reach=10_000)
@@ -36,10 +40,10 @@ RULES = LogRules(records_max=64, allowance=10_000, reach=10_000)
 class Member:
     """One node's logs and what spreads them."""
 
-    def __init__(self, identity: Identity, host: SimHost, seed: int) -> None:
+    def __init__(self, identity: Identity, host: SimHost, seed: int, rules: LogRules = RULES) -> None:
         self.identity = identity
         self.host = host
-        self.logs = RecordLogs(run=RUN, signer=identity, rules=RULES)
+        self.logs = RecordLogs(run=RUN, signer=identity, rules=rules)
         self.ledger = PeerLedger()
         self.spread = LogSpread(
             transport=host,
@@ -63,7 +67,7 @@ class Member:
 
 
 @contextlib.asynccontextmanager
-async def swarm(count: int) -> AsyncIterator[tuple[SimNetwork, list[Member]]]:
+async def swarm(count: int, rules: LogRules = RULES) -> AsyncIterator[tuple[SimNetwork, list[Member]]]:
     async with (
         open_sim_network(random.Random(1), limits=DEFAULT_LIMITS) as network,
         trio.open_nursery() as nursery,
@@ -72,7 +76,7 @@ async def swarm(count: int) -> AsyncIterator[tuple[SimNetwork, list[Member]]]:
         members = []
         for number, identity in enumerate(IDENTITIES[:count]):
             host = await stack.enter_async_context(network.open_host(identity.peer))
-            members.append(Member(identity, host, number))
+            members.append(Member(identity, host, number, rules))
             nursery.start_soon(members[-1].spread.run)
         yield network, members
         nursery.cancel_scope.cancel()
@@ -258,3 +262,161 @@ async def test_names_that_are_cut_short_are_malformed(autojump_clock: object) ->
         await send_message(stream, Quiet(logs=bytes(17)))
         await trio.sleep(1)
         assert honest.ledger.refusals["malformed"] == 1
+
+
+# --- whoever lies, floods or stalls -----------------------------------------------------------------------------------
+
+
+async def push(liar: Member, honest: Member, batches: list[bytes], times: int = 1) -> None:
+    stream = await liar.host.open_stream(honest.identity.peer, LOG_PROTOCOL)
+    for _ in range(times):
+        await send_message(stream, Push(batches=batches))
+    await trio.sleep(1)
+
+
+async def test_a_replayed_batch_is_counted_and_costs_whoever_goes_on(autojump_clock: object) -> None:
+    async with swarm(3) as (_, (writer, replayer, honest)):
+        await connect_all([writer, replayer, honest])
+        for _ in range(5):
+            writer.write()
+        await trio.sleep(1)
+        before = honest.logs.digest()
+        old = next(honest.logs.batches()).packed
+        await push(replayer, honest, [old] * 100)
+        assert honest.spread.duplicates >= 100
+        assert honest.ledger.standing(replayer.identity.peer) == 100, "so much may cross our Quiet on the way"
+        await push(replayer, honest, [old] * 100, times=4)
+        assert honest.ledger.refusals["replay"] > 0
+        assert honest.ledger.banned(replayer.identity.peer)
+        assert not honest.ledger.banned(writer.identity.peer)
+        assert honest.logs.digest() == before
+
+
+async def test_batches_in_any_order_and_number_come_to_the_same(autojump_clock: object) -> None:
+    async with swarm(3) as (_, (writer, messenger, honest)):
+        await messenger.host.connect(honest.host.local)
+        for _ in range(12):
+            writer.write()
+        batches = [batch.packed for batch in writer.logs.batches()]
+        await push(messenger, honest, [*reversed(batches), *batches, *reversed(batches)])
+        assert honest.logs.digest() == writer.logs.digest()
+        assert honest.logs.records == writer.logs.records
+        assert not honest.ledger.refusals
+
+
+@pytest.mark.parametrize("fault", ["malformed", "oversized", "clock-fell", "flood", "signature"])
+async def test_each_fault_is_refused_counted_and_told(
+    autojump_clock: object, fault: str, told: Entries
+) -> None:
+    """Held is nothing of it, and a few of them are enough."""
+    async with swarm(3, LogRules(records_max=64, allowance=54)) as (_, (writer, liar, honest)):
+        await connect_all([writer, liar, honest])
+        writer.spread.publish(make(RUN, writer.identity, None, 1, 9, b"\1\2\3\4"))
+        writer.name = log_name(RUN, writer.identity.peer, 1)
+        await agree([writer, liar, honest], within_s=1)
+        last = writer.logs.last(writer.name)
+        signer = writer.identity
+        bad = {
+            "malformed": b"no batch",
+            "oversized": make(RUN, signer, last, 1, 9, b"\1" * 65),
+            "clock-fell": make(RUN, signer, last, 1, 8, b"\1"),
+            "flood": make(RUN, signer, last, 1, 9, b"\1" * 60),
+            "signature": make(RUN, liar.identity, last, 1, 9, b"\1"),
+        }[fault]
+        before = honest.logs.digest(), honest.logs.records
+        await push(liar, honest, [bad])
+        assert (honest.logs.digest(), honest.logs.records) == before
+        assert honest.ledger.refusals[fault] == 1
+        assert honest.ledger.last_problem(liar.identity.peer).startswith(fault)
+        assert ("refused", liar.identity.peer, fault) in [
+            (entry["event"], entry.get("peer"), entry.get("reason")) for entry in told
+        ]
+        await push(liar, honest, [bad] * 4)
+        assert honest.ledger.banned(liar.identity.peer)
+        assert not honest.ledger.banned(writer.identity.peer)
+
+
+@contextlib.asynccontextmanager
+async def answered_by(answer: object) -> AsyncIterator[tuple[Member, SimHost]]:
+    """An honest member, connected to a host that answers its questions in its own way."""
+    async with (
+        open_sim_network(random.Random(1), limits=DEFAULT_LIMITS) as network,
+        network.open_host(IDENTITIES[0].peer) as host,
+        network.open_host(IDENTITIES[1].peer) as liar,
+        trio.open_nursery() as nursery,
+    ):
+        honest = Member(IDENTITIES[0], host, 0)
+        liar.serve(LOG_SYNC_PROTOCOL, answer)  # type: ignore[arg-type]
+        nursery.start_soon(honest.spread.run)
+        await liar.connect(host.local)
+        yield honest, liar
+        nursery.cancel_scope.cancel()
+
+
+def rows(count: int) -> bytes:
+    """A version vector of logs that do not exist."""
+    return b"".join(
+        number.to_bytes(16, "big") + (10**6).to_bytes(8, "big") + bytes([7]) * 32 + b"\0"
+        for number in range(count)
+    )
+
+
+async def test_who_tells_of_many_logs_and_serves_none_is_not_asked_for_all(autojump_clock: object) -> None:
+    asked = []
+
+    async def answer(_peer: PeerId, stream: FlowStream) -> None:
+        asked.append(await receive_message(stream, WantHeads | WantBatches, bytes_max=1 << 20))
+        hollow = isinstance(asked[-1], WantBatches)
+        await send_message(stream, Batches(batches=[]) if hollow else Heads(rows=rows(LOGS_MAX)))
+
+    async with answered_by(answer) as (honest, liar):
+        await trio.sleep(600)
+        assert len(asked) < 2 * HOLLOW_MAX
+        assert honest.ledger.refusals["not-served"] == 1
+        assert honest.ledger.last_problem(liar.local.peer).startswith("not-served")
+        assert honest.logs.records == 0
+
+
+async def test_who_serves_other_bytes_for_a_batch_is_refused(autojump_clock: object) -> None:
+    """What was asked for has a name; what comes is somebody else's batch, altered or of another run."""
+    other = make(OTHER_RUN, IDENTITIES[2], None, 1, 0, b"\1")
+
+    async def answer(_peer: PeerId, stream: FlowStream) -> None:
+        request = await receive_message(stream, WantHeads | WantBatches, bytes_max=1 << 20)
+        hollow = isinstance(request, WantBatches)
+        await send_message(stream, Batches(batches=[other]) if hollow else Heads(rows=rows(50)))
+
+    async with answered_by(answer) as (honest, liar):
+        await trio.sleep(60)
+        assert honest.ledger.refusals["signature"] == 3, "the round ends with the ban"
+        assert honest.ledger.banned(liar.local.peer)
+        assert honest.logs.records == 0
+
+
+async def test_who_stalls_in_the_middle_of_an_answer_is_let_go_and_costs_points(
+    autojump_clock: object,
+) -> None:
+    async def answer(_peer: PeerId, stream: FlowStream) -> None:
+        await receive_message(stream, WantHeads | WantBatches, bytes_max=1 << 20)
+        await stream.send_all((1000).to_bytes(4, "big") + b"half of it")
+        await trio.sleep_forever()
+
+    async with answered_by(answer) as (honest, liar):
+        await trio.sleep(DEFAULT_LIMITS.call_timeout_s + 5)
+        assert honest.spread.exchange.rounds_failed == 1
+        assert honest.ledger.refusals["stall"] == 1
+        assert honest.ledger.last_problem(liar.local.peer).startswith("stall")
+        assert liar.traffic().streams_open <= 2
+
+
+async def test_a_table_that_is_full_says_who_asks_for_more(
+    autojump_clock: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gossip.record_logs.LOGS_MAX", 3)
+    async with swarm(2) as (_, (liar, honest)):
+        await connect_all([liar, honest])
+        batches = [make(RUN, identity, None, 1, 0, b"\1") for identity in IDENTITIES[1:6]]
+        await push(liar, honest, batches)
+        assert len(honest.logs.heads()) == 3
+        assert honest.ledger.refusals["table-full"] == 2
+        assert not honest.ledger.banned(liar.identity.peer)

@@ -8,7 +8,7 @@ import pytest
 
 from gossip.record_archive import OWN, SEGMENTS_SMALL_MAX, RecordArchive
 from gossip.record_author import RecordAuthor
-from gossip.record_batches import LogRules
+from gossip.record_batches import LogRules, make
 from gossip.record_logs import RecordLogs
 from netsim.disk import SimDisk
 from tests.gossip.merge_world import CheapSigner, peer_named
@@ -31,7 +31,7 @@ async def loaded(disk: SimDisk, seed: int = 0) -> tuple[RecordArchive, RecordLog
 
 
 async def write(logs: RecordLogs, author: RecordAuthor, records: bytes = b"\1\2") -> None:
-    author.add(records)
+    author.add(records, author.clock)
     logs.offer(await author.seal())
 
 
@@ -57,7 +57,7 @@ async def test_what_was_not_sealed_was_never_said(autojump_clock: object) -> Non
     disk = SimDisk()
     _, logs, author = await loaded(disk)
     await write(logs, author)
-    author.add(b"\7")
+    author.add(b"\7", author.clock)
     disk.power_cut()
     _, again, _ = await loaded(disk)
     assert again.records == 2
@@ -102,6 +102,26 @@ async def test_a_rotten_bit_in_a_segment_costs_that_segment(autojump_clock: obje
     assert len(await RecordArchive(disk).load()) == 1
 
 
+@pytest.mark.parametrize("damaged", [0, 1, 2])
+async def test_who_lost_a_part_of_its_own_log_begins_another(autojump_clock: object, damaged: int) -> None:
+    """Going on from where the rest ends would be a fork, signed by an honest author."""
+    disk = SimDisk()
+    archive, logs, author = await loaded(disk)
+    for _ in range(3):
+        await write(logs, author)
+        await archive.keep(kept(logs)[-1:])
+    path = [path for path, _ in await disk.list("records") if path != OWN][damaged]
+    data = bytearray(await disk.read(path))
+    data[-1] ^= 1
+    await disk.write_atomic(path, bytes(data))
+    _, again, successor = await loaded(disk, seed=1)
+    await write(again, successor, b"\7")
+    for packed in kept(again):
+        logs.offer(packed)
+    assert not any(head.forked for head in logs.heads())
+    assert successor.log != author.log
+
+
 async def test_many_small_segments_become_one(autojump_clock: object) -> None:
     disk = SimDisk()
     archive, logs, author = await loaded(disk)
@@ -117,7 +137,7 @@ async def test_a_full_disk_keeps_a_batch_from_being_said(autojump_clock: object)
     disk = SimDisk(capacity_bytes=600)
     _, logs, author = await loaded(disk)
     await write(logs, author)
-    author.add(b"\1" * 4)
+    author.add(b"\1" * 4, author.clock)
     with pytest.raises(OSError, match="space"):
         await author.seal()
     assert author.open == 4
@@ -136,8 +156,49 @@ async def test_room_is_what_is_left_of_a_batch_or_of_our_share(autojump_clock: o
     rooms = []
     for _ in range(2):
         rooms.append(author.room)
-        author.add(b"\1" * min(3, author.room))
+        author.add(b"\1" * min(3, author.room), author.clock)
         rooms.append(author.room)
         logs.offer(await author.seal())
     assert rooms == [4, 1, 2, 0]
     assert author.room == 0
+
+
+async def test_a_batch_keeps_the_clock_at_which_it_was_begun(autojump_clock: object) -> None:
+    """What others wrote while the first record was probed counts for the next batch; what a fork took away, too."""
+    _, logs, author = await loaded(SimDisk())
+    clock = author.clock
+    other = CheapSigner(peer_named(2))
+    for records in (b"\1\2\3", b"\3\2\1"):
+        logs.offer(make(RUN, other, None, 1, 0, records))
+        author.add(b"\7", clock)
+    logs.offer(await author.seal())
+    assert logs.last(author.log).clock == clock == 0
+
+
+async def test_who_counted_what_a_fork_took_away_goes_on_in_another_log(autojump_clock: object) -> None:
+    """Else one member could have everybody wait for ever: a flood in a moment, and then the proof of a fork."""
+    archive = RecordArchive(SimDisk())
+    rules = LogRules(records_max=4, allowance=1000, reach=10, opening_cost=5)
+    logs = RecordLogs(run=RUN, signer=SIGNER, rules=rules)
+    author = RecordAuthor(
+        run=RUN, signer=SIGNER, logs=logs, archive=archive, rules=rules, rng=random.Random(0)
+    )
+    flooder = CheapSigner(peer_named(2))
+    first = make(RUN, flooder, None, 1, 0, b"\1" * 4)
+    logs.offer(first)
+    before = next(batch for batch in logs.batches())
+    for _ in range(30):
+        packed = make(RUN, flooder, before, 1, 0, b"\1" * 4)
+        logs.offer(packed)
+        before = logs.last(before.log)
+    await write(logs, author)
+    assert logs.last(author.log).clock == 124
+    assert not author.stranded
+    logs.offer(make(RUN, flooder, None, 1, 0, b"\2"))
+    assert logs.records == 0
+    assert author.stranded
+    assert not author.disowned
+    author.begin_anew()
+    assert not author.stranded
+    await write(logs, author)
+    assert logs.records == 2

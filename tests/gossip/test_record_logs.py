@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from gossip.messages import FirstBatch
 from gossip.record_batches import Batch, Fault, InvalidBatch, LogRules, check, log_name, make, name_of, parse
-from gossip.record_logs import Offer, RecordLogs
+from gossip.record_logs import OPENINGS_WAITING_MAX, Offer, RecordLogs
 from tests.gossip.merge_world import CheapSigner, peer_named
 
 RUN = bytes(32)
@@ -88,7 +88,7 @@ def what_counts(packed: Iterable[bytes], rules: LogRules = RULES) -> set[bytes]:
         return found
 
     chains: dict[bytes, list[Batch]] = {}
-    opened: dict[str, list[tuple[int, int, bytes]]] = {}
+    opened: dict[str, list[tuple[int, bytes]]] = {}
     for log, candidates in roots.items():
         chain: list[Batch] = []
         following = valid(candidates, None)
@@ -99,8 +99,8 @@ def what_counts(packed: Iterable[bytes], rules: LogRules = RULES) -> set[bytes]:
             chain.append(following[0])
             following = valid(children.get(chain[-1].name, {}), chain[-1])
         chains[log] = chain
-        opened.setdefault(author, []).append((chain[0].clock if chain else 0, incarnation, log))
-    ranks = {log: rank for by in opened.values() for rank, (_, _, log) in enumerate(sorted(by))}
+        opened.setdefault(author, []).append((incarnation, log))
+    ranks = {log: rank for by in opened.values() for rank, (_, log) in enumerate(sorted(by))}
 
     counting = dict.fromkeys(chains, 0)
     grew = True
@@ -225,6 +225,35 @@ def test_a_snapshot_and_what_follows_is_the_same_for_all(history: list[Made], rn
     assert beyond[0] == beyond[1] == beyond[2]
 
 
+@settings(max_examples=500, deadline=None)
+@given(histories, st.randoms(use_true_random=False))
+def test_what_was_relied_on_before_the_latest_snapshot_decides_nothing(
+    history: list[Made], rng: random.Random
+) -> None:
+    """Two tables relied on different snapshots, neither of which holds the other, and rely on one now."""
+    packed = signed(history)
+    maker, other, newcomer = logs(), logs(), logs()
+    offer_until_still(maker, rng.sample(packed, rng.randint(0, len(packed))))
+    offer_until_still(other, rng.sample(packed, rng.randint(0, len(packed))))
+    before, latest = other.settlement(), maker.settlement()
+    assert other.settle(before)
+    if rng.random() < 0.5:
+        assert other.forget(before)
+    newcomer.begin_from(latest)
+    for table in (maker, other):
+        offer_until_still(table, rng.sample(packed, len(packed)))
+        if not table.settle(latest):
+            table.begin_from(latest)
+    for table in (maker, other, newcomer):
+        offer_until_still(table, rng.sample(packed, len(packed)))
+    reconcile(maker, other)
+    reconcile(newcomer, other)
+    reconcile(maker, newcomer)
+    assert maker.records == other.records == newcomer.records
+    beyond = [{batch.name for batch in table.above(latest) or ()} for table in (maker, other, newcomer)]
+    assert beyond[0] == beyond[1] == beyond[2]
+
+
 # --- one rule at a time ---------------------------------------------------------------------------------------------
 
 
@@ -344,16 +373,84 @@ def test_opening_many_logs_gives_no_room_for_more() -> None:
     assert table.records < 20
 
 
-def test_a_log_that_is_forked_from_the_start_was_opened_first() -> None:
-    """Which of its first batches is known differs from node to node, so no clock of theirs may decide anything."""
+def test_a_log_that_is_forked_from_the_start_keeps_its_rank() -> None:
+    """Which of its first batches is known differs from node to node, so nothing in them may decide anything."""
     table = logs()
-    for records in (b"\1", b"\2"):
-        table.offer(make(RUN, SIGNERS[0], None, 9, 3, records))
+    for clock, records in ((3, b"\1"), (0, b"\2")):
+        table.offer(make(RUN, SIGNERS[0], None, 5, clock, records))
     assert table.records == 0
-    for incarnation in (1, 2):
+    for incarnation in (9, 4):
         table.offer(make(RUN, SIGNERS[0], None, incarnation, 2, b"\1"))
-    # The forked one is the first of three, so the second honest one is the third, and waits.
+    # The forked one is the second of three, so the last one is the third, and waits.
     assert table.records == 1
+
+
+def test_the_logs_of_one_author_fill_no_table() -> None:
+    """One key can open logs without end. Held are those that count and the first of the rest, whatever came first."""
+    packed = [make(RUN, SIGNERS[0], None, incarnation, 0, b"\1") for incarnation in range(60)]
+    halves = [logs(), logs()]
+    for table, order in zip(halves, (packed, packed[::-1]), strict=True):
+        for item in order:
+            assert table.offer(item)[0] is not Offer.FULL
+            assert len(table._logs) <= 2 + OPENINGS_WAITING_MAX
+        assert table.records == 2
+    reconcile(*halves)
+    assert len(halves[0].heads()) == 2 + OPENINGS_WAITING_MAX
+    # Of what was let go of the rest is asked for when there is room for it.
+    for table in halves:
+        for number in range(6):
+            table.offer(make(RUN, SIGNERS[1 + number % 2], None, number, 0, b"\1\1"))
+        offer_until_still(table, packed)
+    assert halves[0].records == halves[1].records > 8
+
+
+def test_a_fork_is_proved_whatever_else_its_author_opened() -> None:
+    """A table that holds the proof and one that never had room for it let the same batches count."""
+    rivals = [make(RUN, SIGNERS[0], None, 30, clock, b"\1") for clock in (0, 9)]
+    others = [make(RUN, SIGNERS[0], None, incarnation, 0, b"\1") for incarnation in range(20)]
+    proved, filled = logs(), logs()
+    for item in (*rivals, *others):
+        proved.offer(item)
+    for item in (*others, *rivals):
+        filled.offer(item)
+    reconcile(proved, filled)
+    assert counted(proved) == counted(filled)
+
+
+def test_forks_without_end_are_worked_out_once() -> None:
+    """Each proof reaches further back than the one before it; the table is asked in the end, not at every proof."""
+    table = logs(LogRules(records_max=8, allowance=4000))
+    chain: list[Batch] = []
+    for number in range(3000):
+        before = chain[-1] if chain else None
+        packed = make(RUN, SIGNERS[0], before, 1, 0, b"\1")
+        chain.append(check(RUN, packed, parse(packed), before, LogRules(allowance=4000), SIGNERS[0]))
+        assert table.offer(packed)[0] is Offer.ACCEPTED, number
+    worked_out = 0
+    again = table._count_again
+
+    def count() -> None:
+        nonlocal worked_out
+        worked_out += 1
+        again()
+
+    table._count_again = count  # type: ignore[method-assign]
+    for number in range(2999, 0, -1):
+        rival = make(RUN, SIGNERS[0], chain[number - 1], 1, 0, b"\2")
+        assert table.offer(rival)[0] is Offer.FORK
+    assert table.records == 1
+    assert worked_out == 1
+
+
+def test_below_a_settlement_a_fork_is_told_of_once() -> None:
+    table = logs()
+    table.offer(first := batch_after(None, table, clock=0))
+    table.offer(batch_after(first, table, clock=2, records=b"\3"))
+    assert table.settle(table.settlement())
+    before = table.digest()
+    rivals = [batch_after(first, table, clock=2, records=records) for records in (b"\4", b"\5")]
+    assert [table.offer(rival)[0] for rival in (*rivals, *rivals)] == [Offer.FORK] + 3 * [Offer.KNOWN]
+    assert (table.digest(), table.records) == (before, 3)
 
 
 def test_leaving_one_batch_out_changes_the_vector() -> None:

@@ -105,7 +105,7 @@ BOUNDS = {  # of natural numbers their values, of bytes and texts their lengths
     "records": (bytes, 1, 4096),
     "previous": (bytes, 32, 32),
     "signature": (bytes, 64, 64),
-    "incarnation": (int, 0, 9 * 10**18),
+    "incarnation": (int, 0, 2**63 - 1),
 }
 FIELDS = {
     "FirstBatch": {"t", "clock", "author", "records", "signature", "incarnation"},
@@ -189,11 +189,6 @@ class Log:
     forked: bool
     counted: int = 0
 
-    @property
-    def opened(self):
-        """What logs of one author are ranked by."""
-        return (self.batches[0].clock if self.batches else 0), self.incarnation
-
 
 def assemble(blobs, run_id, rules):
     """(logs by name, [(which, why it was refused)]) of batches in any order; those after nothing valid play no part."""
@@ -234,7 +229,9 @@ def count(logs, rules):
     """Find what counts: sets `counted` (batches) of each log, returns the number of records."""
     floor = {}
     for log in logs.values():
-        rank = sum(other.author == log.author and other.opened < log.opened for other in logs.values())
+        rank = sum(
+            other.author == log.author and other.incarnation < log.incarnation for other in logs.values()
+        )
         floor[log.name] = rank * rules["log_opening_cost"]
     records, moved = 0, True
     while moved:

@@ -88,7 +88,7 @@ def some_batches(spec: RunSpec, rng: random.Random) -> list[bytes]:
     """What honest authors, liars and a bad line may bring, in any order."""
     packed: list[bytes] = []
     for author in AUTHORS:
-        for incarnation in rng.sample([0, 5, 77, 9 * 10**18], rng.randint(1, 3)):
+        for incarnation in rng.sample([0, 5, 77, 2**63 - 1], rng.randint(1, 3)):
             chains = [Chain(author, incarnation)]
             clock = rng.choice([0, 0, 0, 9, 40, 4096 + 30])
             for _ in range(rng.randint(1, 9)):

@@ -4,18 +4,14 @@ With real models: ``test_hostile_members``.
 """
 
 import contextlib
-import logging
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import msgspec
 import pytest
-import structlog
 import torch
 import trio
-from structlog.testing import capture_logs
 
 from gossip.ledger import STANDING_MAX
 from gossip.messages import Notice
@@ -26,6 +22,7 @@ from netsim.quadratic import Quadratic, QuadraticProblem
 from netsim.world import LearnerFactory, Machine, World
 from node.gossip_node import GossipNode
 from p2p.codec import decode
+from tests.conftest import Entries
 from tests.netsim.test_world import anchors, finished, until
 from training.run_spec import RunSpec, parse_run_spec, run_id
 
@@ -43,7 +40,6 @@ replicas = 2
 wait_s_max = 20
 period_s = 10
 """)
-Entries = list[MutableMapping[str, Any]]
 MAY_HAPPEN = {"not-held", "broken", "banned", "refused"}
 """What a member may be noted for that some have banned and others not yet."""
 
@@ -81,16 +77,6 @@ async def attack(world: World, name: str) -> Machine:
 
 def refusals(nodes: list[GossipNode]) -> Counter[str]:
     return sum((node.ledger.refusals for node in nodes), start=Counter())
-
-
-@pytest.fixture
-def told() -> Iterator[Entries]:
-    """What nodes log, from INFO on."""
-    quiet = structlog.get_config()
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
-    with capture_logs() as entries:
-        yield entries
-    structlog.configure(**quiet)
 
 
 def simulated(main: Callable[..., Awaitable[None]], seed: int, *args: object) -> None:

@@ -124,6 +124,16 @@ def test_what_another_life_of_ours_made_in_the_place_of_ours_wins() -> None:
     assert records.learner.digest() == state_of([batch]) != fresh
 
 
+def test_our_own_records_under_another_clock_move_us_as_they_move_everybody() -> None:
+    records = applied()
+    records.take_step(b"l" * 16, 0, 4)
+    ours = records._ahead[0].records
+    batch = Batch(b"n" * 32, b"l" * 16, "me", 1, 0, 0, 5, ours, None, b"")
+    records.apply([batch], [])
+    assert records.exact
+    assert records.learner.digest() == state_of([batch])
+
+
 def test_influence_is_the_share_in_what_moved_the_weights() -> None:
     records = applied()
     for author, byte in (("loud", 0x7F), ("quiet", 0x6F)):

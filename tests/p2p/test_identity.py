@@ -81,3 +81,15 @@ def test_peer_ids_contain_their_key_and_nothing_else() -> None:
     ):
         with pytest.raises(ValueError):
             public_key_of(PeerId(mangled))
+
+
+@pytest.mark.parametrize("spelling", ["{} ", "{}\n", "{}\t \r", " {}", "1{}"])
+def test_a_key_has_one_name(spelling: str) -> None:
+    """The decoder of base58 is lenient about spaces at the end; whoever has two names has two votes."""
+    identity = Identity.generate()
+    signature = identity.sign("test", b"x")
+    assert identity.verify(identity.peer, "test", b"x", signature)
+    other = PeerId(spelling.format(identity.peer))
+    assert not identity.verify(other, "test", b"x", signature)
+    with pytest.raises(ValueError):
+        public_key_of(other)
