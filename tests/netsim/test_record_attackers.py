@@ -93,7 +93,7 @@ async def live_beside(seed: int, name: str, told: Entries, noted: Counter[str]) 
                 assert node.applied.records_of(other.local) == STEPS, "everybody's records are in the weights"
             assert (await node.keeper.verify()).comes_back
             assert node.diverged is None
-            status = describe(node, device="cpu", parameters=1, name="")
+            status = describe(node, device="cpu", parameters=1, unit="byte", name="")
             assert status.refusals == dict(node.ledger.refusals)
             assert status.records is not None
             assert status.records.duplicates == node.spread.duplicates
