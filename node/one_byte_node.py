@@ -94,7 +94,8 @@ class OneByteNode(Node):
         """Set while no steps are taken and all records are sealed."""
         self._learned.set()
         self._news_s = trio.current_time()
-        """When something last came that was not held."""
+        """When something last came that was not held, or a member came or went."""
+        self._were_alive: list[PeerId] = []
         self._contradicted: dict[PeerId, Heartbeat] = {}
         """Of members that told of another state at a vector of ours: their last word."""
 
@@ -184,6 +185,8 @@ class OneByteNode(Node):
                 log.error("weights differ at the same records", peer=author, vector=beat.vector.hex())
         else:
             self._contradicted.pop(author, None)
+        if (alive := self._alive()) != self._were_alive:
+            self._were_alive, self._news_s = alive, trio.current_time()
         self._progress.made()
 
     def _news(self) -> None:

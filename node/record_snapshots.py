@@ -5,9 +5,9 @@ state that these come to, both shards by content. A vote is a notice that names 
 state out itself, by taking back what is newer. With votes enough a snapshot is certified: no fork takes back what it
 holds, a newcomer begins from it, and the batches below the one before it are let go of.
 
-Names cost nothing, so only votes of members count whose records count here, and they must be a third of those alive:
-two keys that nobody knows certify nothing. What is held here is relied on only if it comes out here, too. Only a
-newcomer has to take the votes as they are.
+Names cost nothing, so among those who voted must be a third of the members that are alive and whose records count here:
+two keys that nobody knows certify nothing. What is held here is relied on only if it comes out here, too. Only who
+knows no other member, a newcomer above all, has to take the votes as they are.
 
 Never touches weights: a ``Keeper`` is what it asks for a state, and tells of a certified one.
 """
@@ -261,11 +261,10 @@ class RecordSnapshots:
 
     def _enough(self, voters: Collection[PeerId]) -> bool:
         """Whether what these members voted for is to be relied on."""
-        if not self._keeper.records:
-            return len(voters) >= self._needed
-        known = {peer for peer in voters if self._keeper.records_of(peer) and not self._ledger.banned(peer)}
-        alive = {peer for peer in self._alive() if self._keeper.records_of(peer)}
-        return len(known) >= self._needed and 3 * len(known & alive) >= len(alive)
+        voters = {peer for peer in voters if not self._ledger.banned(peer)}
+        members = {peer for peer in self._alive() if self._keeper.records_of(peer)}
+        knows_nobody = members <= {self._local}
+        return len(voters) >= self._needed and (knows_nobody or 3 * len(members & voters) >= len(members))
 
     def _count_votes(self) -> None:
         for snapshot, voters in self._votes().items():

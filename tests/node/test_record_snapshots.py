@@ -251,6 +251,20 @@ async def test_a_minority_of_members_takes_nobody_over(autojump_clock: object) -
     assert node.keeper.began_from == [b"evil" * 2], "a third of those alive: they may know better"
 
 
+@pytest.mark.parametrize("known", [[A], []])
+async def test_who_met_few_before_it_was_cut_off_goes_over_to_the_many(
+    autojump_clock: object, known: list[Identity]
+) -> None:
+    """It has records of its own, and the batches of the others are let go of: nobody can show it any more."""
+    node = Seen(votes_needed=3)
+    node.keeper.made = {one.peer: 50 for one in (SELF, *known)}
+    later = await node.snapshot(900)
+    for one in (A, B, C):
+        node.hear(node.vote(one, later))
+    await node.look_for(2 * PATIENCE_S)
+    assert node.relied_on == 900
+
+
 async def test_what_does_not_come_out_here_is_refused_whoever_voted(autojump_clock: object) -> None:
     node = Seen()
     false = await node.snapshot(200, b"evil" * 2)
