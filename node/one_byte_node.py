@@ -29,6 +29,9 @@ LOOK_S = 1.0
 """A state hash may be due although nothing new has come."""
 JOIN_S = 600.0
 """The longest that a newcomer tries to come to where the others are before it learns."""
+RETURN_S = 30.0
+"""The longest that a node waits to hear what members hold of its own log: its disk may be an older one, put back, and to
+go on from there would be a fork."""
 JOIN_LOOK_S = 0.5
 JOIN_LOOKS = 6
 """Looks at what members tell, before a newcomer takes it that there is no snapshot."""
@@ -215,17 +218,17 @@ class OneByteNode(Node):
         nursery.start_soon(self._take_part, nursery)
 
     async def _take_part(self, nursery: trio.Nursery) -> None:
-        """Who holds nothing goes first where the others are; after JOIN_S it is taken that there are none."""
-        joining = not self.logs.records and len(self.book) > 0
-        until_s = trio.current_time() + JOIN_S
-        if joining:
+        """Go first where the others are; who holds nothing waits longer for them than who has been there before."""
+        joining = not self.logs.records
+        until_s = trio.current_time() + (JOIN_S if joining else RETURN_S)
+        if joining and len(self.book):
             self.phase = "joining"
             with trio.move_on_at(until_s):
                 await self._find_snapshot()
         nursery.start_soon(self.spread.run)
         nursery.start_soon(self._follow)
         nursery.start_soon(self.snapshots.run)
-        if joining:
+        if len(self.book):
             with trio.move_on_at(until_s):
                 await self._catch_up()
         nursery.start_soon(self._learn)

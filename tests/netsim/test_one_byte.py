@@ -36,6 +36,10 @@ snapshot_records = 0
 SNAPPING = parse_run_spec(spec_as_toml(SPEC).replace("snapshot_records = 0", "snapshot_records = 300"))
 
 
+FOLDERS = ("records", "checkpoints", "")
+"""Of a node's disk."""
+
+
 def learners(spec: RunSpec):
     def build(machine: Machine) -> OneByteLearner:
         return sketched_learner(spec, run_id(spec), machine.peer)
@@ -140,6 +144,31 @@ async def test_a_node_that_lost_its_records_opens_another_log(autojump_clock: ob
         await trio.sleep(1)
         assert again.author.log != log
         assert len(await all_finish(one, within_s=120)) == 1
+        assert not any(head.forked for head in again.logs.heads())
+
+
+async def test_a_disk_put_back_from_a_backup_is_no_fork(autojump_clock: object) -> None:
+    async with world(14, 3) as one:
+        await one.start_all()
+        await trio.sleep(6)
+        disk = one.machines[1].disk
+        backup = {path: data for folder in FOLDERS for path, data in disk.files_in(folder).items()}
+        log = nodes(one)[1].author.log
+        await trio.sleep(6)
+        one.kill(1)
+        for folder in FOLDERS:
+            for path in disk.files_in(folder):
+                await disk.delete(path)
+        for path, data in backup.items():
+            await disk.write_atomic(path, data)
+        peers = [machine.peer for machine in one.machines]
+        cut = one.network.cut([peers[1]], [peers[0], peers[2]])
+        again = await one.start(1)
+        assert isinstance(again, OneByteNode)
+        await trio.sleep(4)
+        one.network.heal([cut])
+        assert len(await all_finish(one, within_s=120)) == 1
+        assert again.author.log != log
         assert not any(head.forked for head in again.logs.heads())
 
 
