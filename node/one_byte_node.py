@@ -30,8 +30,8 @@ LOOK_S = 1.0
 JOIN_S = 600.0
 """The longest that a newcomer tries to come to where the others are before it learns."""
 RETURN_S = 30.0
-"""The longest that a node waits to hear what members hold of its own log: its disk may be an older one, put back, and to
-go on from there would be a fork."""
+"""The longest that a node waits to hear what members hold of its own log: its disk may be an older one, put back; to go
+on from there would be a fork."""
 JOIN_LOOK_S = 0.5
 JOIN_LOOKS = 6
 """Looks at what members tell, before a newcomer takes it that there is no snapshot."""
