@@ -87,6 +87,7 @@ class OneByteNode(Node):
             ledger=self.ledger,
             keeper=self.keeper,
             alive=self._alive,
+            learned=self._learned_members,
             every_records=spec.one_byte.snapshot_records,
             votes_needed=spec.one_byte.snapshot_votes,
         )
@@ -191,6 +192,11 @@ class OneByteNode(Node):
         if (alive := self._alive()) != self._were_alive:
             self._were_alive, self._news_s = alive, trio.current_time()
         self._progress.made()
+
+    def _learned_members(self) -> list[PeerId]:
+        words = self.members.words_of_alive(trio.current_time())
+        holding = [peer for peer, beat, _ in words if beat.records]
+        return [*holding, self.local] if self.logs.records else holding
 
     def _news(self) -> None:
         self._news_s = trio.current_time()

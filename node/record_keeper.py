@@ -30,7 +30,6 @@ from node.node import Weights
 from node.record_snapshots import Certified
 from node.runtime import Runtime
 from node.status import Verification
-from p2p.transport import PeerId
 from training.one_byte import Probed, RecordLearner
 from training.trainer import CheckpointError
 
@@ -84,10 +83,6 @@ class RecordKeeper:
     def records(self) -> int:
         """How many count."""
         return self.logs.records
-
-    def records_of(self, author: PeerId) -> int:
-        """How many of them ``author`` made."""
-        return self.applied.records_of(author)
 
     @property
     def state_hash(self) -> bytes | None:

@@ -5,9 +5,10 @@ state that these come to, both shards by content. A vote is a notice that names 
 state out itself, by taking back what is newer. With votes enough a snapshot is certified: no fork takes back what it
 holds, a newcomer begins from it, and the batches below the one before it are let go of.
 
-Names cost nothing, so among those who voted must be a third of the members that are alive and whose records count here:
-two keys that nobody knows certify nothing. What is held here is relied on only if it comes out here, too. Only who
-knows no other member, a newcomer above all, has to take the votes as they are.
+Names cost nothing, so a third of the members that are alive and hold records must have voted for it or rely on it: two
+keys certify nothing in a swarm of more than six. What is held here is relied on only if it comes out here, too. Who
+knows no such member has to take the votes as they are. Parts of a swarm that were cut off from each other go over to
+the snapshot of most records that a third of all stand for; a smaller part goes over to what two thirds stand for.
 
 Never touches weights: a ``Keeper`` is what it asks for a state, and tells of a certified one.
 """
@@ -38,6 +39,9 @@ TURN_S = 10.0
 """Between the turns of members to propose a snapshot that is due."""
 PATIENCE_S = 20.0
 """How long batches may be on their way before a certified snapshot that holds them is fetched instead."""
+OUTVOTED_S = 60.0
+"""How long two thirds must have relied on another snapshot than ours before we go over to it although ours is later:
+those who are a little behind us are not meant."""
 FETCH_TIMEOUT_S = 600.0
 SETTLEMENT_BYTES_MAX = 200 * LOGS_MAX
 CERTIFICATE_BYTES_MAX = 1 << 20
@@ -56,9 +60,6 @@ class Keeper(Protocol):
     @property
     def records(self) -> int:
         """How many count."""
-
-    def records_of(self, author: PeerId) -> int:
-        """How many of them ``author`` made."""
 
     def settlement(self) -> Settlement:
         """Which ones."""
@@ -98,9 +99,11 @@ class RecordSnapshots:
         ledger: PeerLedger,
         keeper: Keeper,
         alive: Callable[[], Sequence[PeerId]],
+        learned: Callable[[], Collection[PeerId]],
         every_records: int,
         votes_needed: int,
     ) -> None:
+        """``alive()``: the members that are, ourselves included; ``learned()``: those of them that hold records."""
         self._local = local
         self._notices = notices
         self._store = store
@@ -108,6 +111,7 @@ class RecordSnapshots:
         self._ledger = ledger
         self._keeper = keeper
         self._alive = alive
+        self._learned = learned
         self._every = every_records
         self._needed = votes_needed
         self._voted: RecordSnapshot | None = None
@@ -120,6 +124,10 @@ class RecordSnapshots:
         self._behind_since_s: float | None = None
         """Since when there is one of which not everything is held here."""
         self._certificate: ShardRef | None = None
+        self._relied_on: dict[ShardRef, RecordSnapshot] = {}
+        """What the certificates certify that have been read."""
+        self._outvoted: dict[RecordSnapshot, float] = {}
+        """Snapshots that two thirds rely on and we do not, and since when."""
         self._read_certificates: dict[ShardRef, float] = {}
         """Until when those of others need not be looked at again."""
         self._base = ""
@@ -145,11 +153,12 @@ class RecordSnapshots:
             return
         self._count_votes()
         await self._read_what_others_rely_on()
+        self._note_majorities()
         await self._certify()
+        members = set(self._learned()) - {self._local}
         for vote, peer in self._told():
             snapshot = vote.snapshot
-            known = peer != self._local and self._keeper.records_of(peer)
-            if known and snapshot.records > self._settled() and snapshot not in self._refused:
+            if peer in members and snapshot.records > self._settled() and snapshot not in self._refused:
                 await self._consider(snapshot, peer)
         await self._propose()
 
@@ -259,12 +268,32 @@ class RecordSnapshots:
 
     # --- certifying -------------------------------------------------------------------------------------------------
 
-    def _enough(self, voters: Collection[PeerId]) -> bool:
+    def _enough(self, snapshot: RecordSnapshot, voters: Collection[PeerId]) -> bool:
         """Whether what these members voted for is to be relied on."""
         voters = {peer for peer in voters if not self._ledger.banned(peer)}
-        members = {peer for peer in self._alive() if self._keeper.records_of(peer)}
+        members = set(self._learned())
         knows_nobody = members <= {self._local}
-        return len(voters) >= self._needed and (knows_nobody or 3 * len(members & voters) >= len(members))
+        standing = members & (voters | self._relying(snapshot))
+        return len(voters) >= self._needed and (knows_nobody or 3 * len(standing) >= len(members))
+
+    def _relying(self, snapshot: RecordSnapshot) -> set[PeerId]:
+        """Those who say that they rely on it."""
+        return {
+            peer
+            for vote, peer in self._told()
+            if vote.certificate is not None and self._relied_on.get(vote.certificate) == snapshot
+        }
+
+    def _note_majorities(self) -> None:
+        members = set(self._learned())
+        ours = self.certified.snapshot if self.certified is not None else None
+        found = {
+            snapshot
+            for snapshot in set(self._relied_on.values()) - {ours}
+            if 3 * len(members & self._relying(snapshot)) > 2 * len(members)
+        }
+        now_s = trio.current_time()
+        self._outvoted = {snapshot: self._outvoted.get(snapshot, now_s) for snapshot in found}
 
     def _count_votes(self) -> None:
         for snapshot, voters in self._votes().items():
@@ -274,7 +303,7 @@ class RecordSnapshots:
     def _add_votes(self, snapshot: RecordSnapshot, votes: dict[PeerId, bytes]) -> bool:
         """Returns whether these, with those that are known, are enough."""
         votes = {**self._candidates.get(snapshot, {}), **votes}
-        if not self._enough(votes):
+        if not self._enough(snapshot, votes):
             return False
         self._candidates[snapshot] = votes
         if len(self._candidates) > CANDIDATES_MAX:
@@ -297,6 +326,7 @@ class RecordSnapshots:
                 continue
             if len(self._read_certificates) >= REMEMBERED_MAX:
                 self._read_certificates.clear()
+                self._relied_on.clear()
             self._read_certificates[ref] = math.inf
             try:
                 certificate = decode(data, Certificate, bytes_max=CERTIFICATE_BYTES_MAX)
@@ -306,8 +336,10 @@ class RecordSnapshots:
             found = self._certified_by(certificate)
             if found is None:
                 self._ledger.note(peer, "false-snapshot", "a certificate that certifies nothing")
-            elif not self._is_news(found[0]):
                 continue
+            self._relied_on[ref] = found[0]
+            if not self._is_news(found[0]):
+                self._read_certificates[ref] = now_s + PATIENCE_S
             elif not self._add_votes(*found):
                 # Those who voted may become known here, or more of them.
                 self._read_certificates[ref] = now_s + PATIENCE_S
@@ -331,7 +363,10 @@ class RecordSnapshots:
         """Whether we should go over to ``snapshot`` once it is certified."""
         if snapshot in self._refused:
             return False
-        return self.certified is None or _order(snapshot) > _order(self.certified.snapshot)
+        if self.certified is None or _order(snapshot) > _order(self.certified.snapshot):
+            return True
+        outvoted_s = trio.current_time() - self._outvoted.get(snapshot, math.inf)
+        return outvoted_s > OUTVOTED_S
 
     async def _certify(self) -> None:
         """Rely on the latest certified snapshot, once all of it is held here, or has been for too long not."""

@@ -24,7 +24,7 @@ from gossip.messages import (
 from gossip.notices import NoticeTable
 from gossip.shard_transfer import FetchFailed
 from gossip.store import ShardStore, outline_of
-from node.record_snapshots import CANDIDATES_MAX, PATIENCE_S, TURN_S, Certified, RecordSnapshots
+from node.record_snapshots import CANDIDATES_MAX, OUTVOTED_S, PATIENCE_S, TURN_S, Certified, RecordSnapshots
 from p2p.codec import encode
 from p2p.identity import Identity
 from p2p.limits import DEFAULT_LIMITS
@@ -42,7 +42,6 @@ class FakeKeeper:
 
     held: int = 250
     side: bytes = b"true"
-    made: dict[PeerId, int] = field(default_factory=dict)
     settled: list[int] = field(default_factory=list)
     began_from: list[bytes] = field(default_factory=list)
     forgotten: list[int] = field(default_factory=list)
@@ -50,9 +49,6 @@ class FakeKeeper:
     @property
     def records(self) -> int:
         return self.held
-
-    def records_of(self, author: PeerId) -> int:
-        return self.made.get(author, 0)
 
     def settlement(self) -> Settlement:
         return settlement_of(self.held, self.side)
@@ -117,7 +113,9 @@ class Seen:
         self.ledger = PeerLedger()
         self.fetcher = FakeFetcher()
         self.store = ShardStore(MemoryDisk(), quota_bytes=1 << 24)
-        self.keeper = FakeKeeper(made={one.peer: 50 for one in (SELF, A, B, C)})
+        self.keeper = FakeKeeper()
+        self.holding = {one.peer for one in (SELF, A, B, C)}
+        """Members with records."""
         self.alive = [one.peer for one in (SELF, A, B, C)]
         self.snapshots = RecordSnapshots(
             local=SELF.peer,
@@ -127,6 +125,7 @@ class Seen:
             ledger=self.ledger,
             keeper=self.keeper,
             alive=lambda: self.alive,
+            learned=lambda: [peer for peer in self.alive if peer in self.holding],
             every_records=EVERY,
             votes_needed=votes_needed,
         )
@@ -238,7 +237,7 @@ async def test_a_minority_of_members_takes_nobody_over(autojump_clock: object) -
     """Two members of nine invent records that nobody can have, and vote for what they come to."""
     node = Seen()
     crowd = [PeerId(f"12D3KooW{letter * 44}") for letter in "DEFGH"]
-    node.keeper.made |= dict.fromkeys(crowd, 50)
+    node.holding |= set(crowd)
     node.alive = sorted({*node.alive, *crowd})
     false = await node.snapshot(10**6, b"evil" * 2)
     for one in (A, B):
@@ -257,12 +256,38 @@ async def test_who_met_few_before_it_was_cut_off_goes_over_to_the_many(
 ) -> None:
     """It has records of its own, and the batches of the others are let go of: nobody can show it any more."""
     node = Seen(votes_needed=3)
-    node.keeper.made = {one.peer: 50 for one in (SELF, *known)}
+    node.holding = {one.peer for one in (SELF, *known)}
     later = await node.snapshot(900)
     for one in (A, B, C):
         node.hear(node.vote(one, later))
     await node.look_for(2 * PATIENCE_S)
     assert node.relied_on == 900
+
+
+async def test_a_part_of_less_than_a_third_goes_over_to_the_rest_although_it_has_more(
+    autojump_clock: object,
+) -> None:
+    """It made more records while it was cut off, and the rest would never take those over."""
+    node = Seen()
+    ours = await node.snapshot(200)
+    node.hear(node.vote(A, ours))
+    node.alive = sorted([SELF.peer, A.peer])
+    await node.look_for(2)
+    assert node.relied_on == 200
+    node.alive = sorted(one.peer for one in IDENTITIES[:6])
+    node.holding |= set(node.alive)
+    theirs = await node.snapshot(100, side=b"rite")
+    votes = [node.vote(one, theirs) for one in (B, C)]
+    ref = await node.certificate(votes)
+    for one in (B, C, STRANGER, ACCOMPLICE):
+        node.hear(node.vote(one, theirs, ref))
+    await node.look_for(4 * PATIENCE_S)
+    assert node.relied_on == 200, "four of six are not more than two thirds"
+    node.holding.discard(A.peer)
+    await node.look_for(OUTVOTED_S - 5)
+    assert node.relied_on == 200, "they may be a little behind"
+    await node.look_for(5 + 2 * PATIENCE_S)
+    assert node.relied_on == 100
 
 
 async def test_what_does_not_come_out_here_is_refused_whoever_voted(autojump_clock: object) -> None:
@@ -305,7 +330,7 @@ async def test_a_member_that_lags_takes_over_what_a_third_vouches_for(autojump_c
 
 async def test_a_newcomer_takes_the_votes_as_they_are(autojump_clock: object) -> None:
     node = Seen()
-    node.keeper.held, node.keeper.made = 0, {}
+    node.keeper.held, node.holding = 0, set()
     offered = await node.snapshot(900)
     node.hear(node.vote(A, offered))
     await node.look_for(2 * PATIENCE_S)
@@ -321,7 +346,7 @@ async def test_shards_that_are_not_what_the_snapshot_names_change_nothing(
 ) -> None:
     """The fetcher checks bytes against names (``test_shard_transfer``). What is named may still make no sense."""
     node = Seen()
-    node.keeper.held, node.keeper.made = 0, {}
+    node.keeper.held, node.holding = 0, set()
     offered = await node.snapshot(900)
     match lie:
         case "size":
@@ -347,7 +372,7 @@ async def test_shards_that_are_not_what_the_snapshot_names_change_nothing(
 
 async def test_a_snapshot_of_another_run_is_nobodys_vote(autojump_clock: object) -> None:
     node = Seen()
-    node.keeper.held, node.keeper.made = 0, {}
+    node.keeper.held, node.holding = 0, set()
     offered = await node.snapshot(900)
     foreign = [node.vote(one, offered, run=OTHER_RUN) for one in (A, B)]
     for packed in foreign:
@@ -406,7 +431,7 @@ async def test_a_proposal_that_cannot_be_fetched_delays_ours_and_no_more(autojum
 async def test_certificates_without_end_take_no_memory_without_end(autojump_clock: object) -> None:
     """To a newcomer, who has nothing to tell by whose votes are worth something."""
     node = Seen(votes_needed=1)
-    node.keeper.held, node.keeper.made = 0, {}
+    node.keeper.held, node.holding = 0, set()
     hollow = ShardRef(root=bytes(32), size=9)
     for records in range(1, 3 * CANDIDATES_MAX):
         node.hear(node.vote(A, RecordSnapshot(records=records, settlement=hollow, state=hollow)))
