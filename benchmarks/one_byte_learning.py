@@ -125,13 +125,12 @@ SMALL = Plan(
     width=32,
     heads=2,
     context=32,
-    base_steps=120,
-    held_out_bytes=8 << 10,
-    step_sizes=(3e-4, 1e-3),
+    base_steps=60,
+    held_out_bytes=4 << 10,
+    step_sizes=(1e-3, 2e-3),
     seeds=(1, 2),
-    nodes=4,
-    steps=160,
-    swarm_steps=48,
+    steps=96,
+    swarm_steps=28,
     every=16,
 )
 
