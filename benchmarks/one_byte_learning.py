@@ -2,7 +2,7 @@
 
     python -m benchmarks.one_byte_learning [--small] [--dir FOLDER]
 
-A model that a gossip swarm trained on source code is tuned to English prose, by one-byte mode and by MeZO with normal
+A model that a gossip swarm trained on source code is tuned to another text, by one-byte mode and by MeZO with normal
 directions (``benchmarks.one_byte_runs``), each at the best of four step sizes; then by four nodes in one-byte mode.
 ``benchmarks.one_byte_outcome`` has the two criteria; the exit code is 1 when one is missed. ``--small`` takes less than
 a minute and shows that all of this works; its figures say nothing.
@@ -35,9 +35,9 @@ from benchmarks.one_byte_runs import (
     Method,
     Setting,
     Trial,
+    character_names,
     code_digest,
     gossip_base,
-    prose,
     run_trial,
 )
 from training.export import read_safetensors
@@ -66,7 +66,7 @@ class Plan:
     """Of each node of the gossip swarm."""
     batch: int = 8
     held_out_bytes: int = 32 << 10
-    step_sizes: tuple[float, ...] = (5e-5, 1e-4, 2e-4, 4e-4)
+    step_sizes: tuple[float, ...] = (1e-4, 2e-4, 4e-4, 8e-4)
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
     nodes: int = 4
     steps: int = 600
@@ -153,7 +153,7 @@ def measure(plan: Plan, folder: Path) -> list[Row]:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "rows.jsonl"
     kept = {row.key: row for row in _read(file)}
-    setting = Setting(plan.tuned, base_of(plan, folder), prose())
+    setting = Setting(plan.tuned, base_of(plan, folder), character_names())
     rows = []
     for trial in plan.trials():
         key = setting.key(trial)
