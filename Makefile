@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo compare test test-full check unit conformance processes bench experiments clean
+.PHONY: demo compare test test-full check unit conformance processes bench experiments one-byte-learning clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -42,8 +42,11 @@ bench: $(READY)
 experiments: $(READY)  ## the published findings of docs/EXPERIMENTS.md, in full; it writes their tables and pictures
 	$(BIN)/python -m benchmarks.experiments
 
+one-byte-learning: $(READY)  ## one byte per probe against fp32 MeZO on text, four nodes against one; what is done is kept
+	$(BIN)/python -m benchmarks.one_byte_learning
+
 clean:
-	rm -rf $(VENV) swarm *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) swarm one-byte-learning *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 # torch comes first and by itself: which build of it (CPU or CUDA) pip's configuration decides, and the rest follows.
 $(READY): pyproject.toml constraints.txt scripts/preflight.sh

@@ -19,7 +19,7 @@ from netsim.research.report import write_report
 
 PAGE = Path("docs/EXPERIMENTS.md")
 PICTURES = Path("docs/experiments")
-BEGIN, END = "<!-- {name}: written by make experiments -->", "<!-- end of {name} -->"
+BEGIN, END = "<!-- {name}: written by {by} -->", "<!-- end of {name} -->"
 
 
 def main() -> int:
@@ -48,15 +48,15 @@ def _run(name: str) -> bool:
         plot_results(results, PICTURES / f"{short}.png")
     verdict = verdicts[-1]
     shown = "**Shown:**" if verdict["passed"] else "**Not shown:**"
-    part = f"{shown} {verdict['sentence']}.\n\n{_markdown(verdict['table'])}\n\n![{name}](experiments/{short}.png)"
+    part = f"{shown} {verdict['sentence']}.\n\n{as_markdown(verdict['table'])}\n\n![{name}](experiments/{short}.png)"
     page = PAGE.read_text(encoding="utf-8")
     PAGE.write_text(replaced(page, short, part), encoding="utf-8")
     return bool(verdict["passed"])
 
 
-def replaced(page: str, name: str, part: str) -> str:
-    """``page`` with ``part`` between the markers of ``name``. Raises ValueError when they are missing."""
-    begin, end = BEGIN.format(name=name), END.format(name=name)
+def replaced(page: str, name: str, part: str, *, by: str = "make experiments") -> str:
+    """``page`` with ``part`` between the markers of ``name``, written by ``by``. Raises ValueError for want of them."""
+    begin, end = BEGIN.format(name=name, by=by), END.format(name=name)
     before, found, rest = page.partition(begin)
     _, found_too, after = rest.partition(end)
     if not (found and found_too):
@@ -64,7 +64,8 @@ def replaced(page: str, name: str, part: str) -> str:
     return f"{before}{begin}\n\n{part}\n\n{end}{after}"
 
 
-def _markdown(table: Sequence[Sequence[str]]) -> str:
+def as_markdown(table: Sequence[Sequence[str]]) -> str:
+    """``table``, whose first row is its header."""
     header, *rows = ["| " + " | ".join(row) + " |" for row in table]
     return "\n".join([header, "|" + "---|" * len(table[0]), *rows])
 
