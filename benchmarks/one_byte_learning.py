@@ -66,7 +66,7 @@ class Plan:
     """Of each node of the gossip swarm."""
     batch: int = 8
     held_out_bytes: int = 32 << 10
-    step_sizes: tuple[float, ...] = (1e-4, 2e-4, 4e-4, 8e-4)
+    step_sizes: tuple[float, ...] = (2e-4, 4e-4, 8e-4, 1.6e-3)
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
     nodes: int = 4
     steps: int = 600

@@ -235,8 +235,8 @@ def draw(outcome: Outcome, file: Path) -> None:
         _draw(by_steps, arm, colour, label=f"{arm.name}, step size {arm.step_size:g}")
     by_steps.axhline(outcome.goal, color="#555555", linewidth=0.8, linestyle="--")
     by_steps.text(
-        0.01, outcome.goal, f"{GOAL:.0%} of the drop", transform=by_steps.get_yaxis_transform(),
-        ha="left", va="top", fontsize=8, color="#555555",
+        0.99, outcome.goal, f"{GOAL:.0%} of the drop", transform=by_steps.get_yaxis_transform(),
+        ha="right", va="bottom", fontsize=8, color="#555555",
     )  # fmt: skip
     by_records.set_ylabel("held-out loss, nats per byte", fontsize=9)
     by_records.set_xlabel(

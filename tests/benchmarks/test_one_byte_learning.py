@@ -6,11 +6,12 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import one_byte_learning
 from benchmarks.one_byte_learning import SMALL, measure
 from benchmarks.one_byte_outcome import Outcome, draw
-from benchmarks.one_byte_runs import Course, Method, Trial
+from benchmarks.one_byte_runs import Course, Method, Trial, normals
 
 START = 3.0
 
@@ -48,6 +49,13 @@ def test_a_small_comparison_from_the_base_to_the_picture(
     assert again == [rows[-1].trial]
     measure(SMALL, tmp_path)
     assert len(again) == 1
+
+
+def test_every_seed_has_directions_of_its_own() -> None:
+    """Once they had not, and five seeds agreed with each other far better than chance would have it."""
+    trials = [trial for trial in SMALL.trials() if trial.method == "floats"]
+    drawn = {(trial.seed, tuple(torch.randn(4, generator=normals(trial)).tolist())) for trial in trials}
+    assert len(drawn) == len({first for _, first in drawn}) == len(SMALL.seeds)
 
 
 # --- verdicts -----------------------------------------------------------------------------------------------------
