@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from tests.training.tiny_models import CONTEXT, POSITIONS, save_model, spec_of, tokenizer
 from training.data import Corpus, DataError
-from training.directions import direction_words, sign_bits
+from training.directions import direction_words, signs_of
 from training.export import export_safetensors
 from training.huggingface import Pretrained, PretrainedError
 from training.one_byte import OneByteLearner, RecordRun, build_one_byte_task
@@ -163,7 +163,7 @@ def test_a_probe_moves_every_parameter_of_it(tmp_path: Path, corpus: Corpus, kin
     inputs, targets = task.batch(0)
     epsilon, key = 1e-2, one._key(b"a" * 16, 0)
     words = direction_words([key], 0, one.state.grid.words, torch.device("cpu"))
-    signs = one.state.grid.views(1 - 2 * sign_bits(words)[0].float())
+    signs = one.state.grid.views(signs_of(words)[0].float())
 
     def loss_at(step: float) -> float:
         moved = {name: tensor + step * signs[name] for name, tensor in one.weights().items()}
