@@ -41,15 +41,8 @@ from benchmarks.one_byte_runs import (
     run_trial,
 )
 from training.export import read_safetensors
-from training.run_spec import (
-    GptSpec,
-    OneByteSpec,
-    RunSpec,
-    StdlibDataSpec,
-    TextDataSpec,
-    TrainSpec,
-    canonical_bytes,
-)
+from training.run_spec import RunSpec, canonical_bytes
+from training.spec_sections import GptSpec, OneByteSpec, StdlibDataSpec, TextDataSpec, TrainSpec
 
 NAME = "one-byte-learning"
 

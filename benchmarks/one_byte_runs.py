@@ -41,7 +41,8 @@ from training.data import Corpus
 from training.evaluation import held_out_loss
 from training.export import export_safetensors
 from training.one_byte import OneByteLearner, RecordRun, build_one_byte_task
-from training.run_spec import OneByteSpec, RunSpec, canonical_bytes
+from training.run_spec import RunSpec, canonical_bytes
+from training.spec_sections import OneByteSpec
 
 NOT_IN_THE_BASE = {"encodings", "site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 """Folders of the standard library that the base learns nothing from. Encodings name characters."""

@@ -21,7 +21,8 @@ from cli.node_process import NodeProcess
 from cli.testnet_folder import Plan, TestnetError, lay_out, supervisor_home
 from cli.testnet_report import Report, build_report
 from node.control import Evaluate, Export, Params, Sample, serve_control
-from training.run_spec import GptSpec, HuggingFaceSpec, run_id
+from training.run_spec import run_id
+from training.spec_sections import GptSpec, HuggingFaceSpec
 
 WATCH_EVERY_S = 0.5
 STARTUP_S_MAX = 120.0

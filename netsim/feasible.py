@@ -24,7 +24,7 @@ from p2p.errors import GossamerError
 from p2p.schema import nearest
 
 MERGES_MAX = 64
-"""Merge points that a run spec can hold (``training.run_spec.MergeSpec.points``)."""
+"""Merge points that a run spec can hold (``training.spec_sections.MergeSpec.points``)."""
 
 # Measured: 0.28 GB with 20 nodes, 0.40 with 200, 0.63 with 400 and 2.0 with 1,000; after an hour of 16, 0.37.
 PROCESS_BYTES = 400 << 20

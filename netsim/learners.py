@@ -18,7 +18,8 @@ from netsim.world import LearnerFactory, Machine, text_learners
 from training.data import Corpus
 from training.labelled import LabelledData
 from training.learner import Learner
-from training.run_spec import MlpSpec, RunSpec, run_id
+from training.run_spec import RunSpec, run_id
+from training.spec_sections import MlpSpec
 from training.trainer import Trainer
 
 

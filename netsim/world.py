@@ -33,7 +33,8 @@ from p2p.transport import PeerId
 from training.data import Corpus
 from training.learner import Learner
 from training.one_byte import RecordLearner
-from training.run_spec import OneByteSpec, RunSpec, run_id
+from training.run_spec import RunSpec, run_id
+from training.spec_sections import OneByteSpec
 from training.trainer import Trainer
 
 BOOTSTRAP_ADDRESSES = 3

@@ -30,7 +30,8 @@ from p2p.transport import PeerId, PeerRecord, Transport
 from training.base_weights import BaseError, Shapes, base_from_bytes, base_to_bytes, load_base, shapes_of
 from training.huggingface import Pretrained
 from training.model import GPT
-from training.run_spec import GptSpec, HuggingFaceSpec, OneByteSpec, RunSpec, parse_run_spec, spec_as_toml
+from training.run_spec import RunSpec, parse_run_spec, spec_as_toml
+from training.spec_sections import GptSpec, HuggingFaceSpec, OneByteSpec
 
 FETCH_TIMEOUT_S = 3600.0
 ATTEMPTS, RETRY_S = 40, 3.0

@@ -41,7 +41,8 @@ from p2p.limits import Limits
 from p2p.transport import PeerRecord, Transport
 from training.base_weights import shapes_of
 from training.one_byte import OneByteLearner, build_one_byte_task
-from training.run_spec import OneByteSpec, RunSpec, canonical_bytes, check_startable, run_id, spec_from_bytes
+from training.run_spec import RunSpec, canonical_bytes, check_startable, run_id, spec_from_bytes
+from training.spec_sections import OneByteSpec
 from training.tasks import Task, load_data
 from training.trainer import Trainer
 

@@ -33,7 +33,7 @@ from p2p.rpc import call
 from p2p.transport import PeerId, Transport
 from training.learner import Learner
 from training.mixing import Refused, check_peer_values, mix
-from training.run_spec import ExchangeSpec
+from training.spec_sections import ExchangeSpec
 from training.wire import ELEMENT_BYTES, decode_values
 
 T = TypeVar("T")

@@ -32,7 +32,7 @@ from training.layout import ParameterLayout
 from training.learner import Learner
 from training.merge_math import weighted_average
 from training.mixing import BEGINNER_TOKENS_SHARE, Refused, check_peer_values
-from training.run_spec import Wire
+from training.spec_sections import Wire
 from training.wire import ELEMENT_BYTES, decode_values, encode_values
 
 log = structlog.get_logger()

@@ -28,7 +28,7 @@ from node.status import MergeReport
 from p2p.errors import GossamerError
 from training.learner import Learner
 from training.merge_math import weights_hash
-from training.run_spec import MergeSpec
+from training.spec_sections import MergeSpec
 
 log = structlog.get_logger()
 

@@ -23,7 +23,8 @@ from node.record_snapshots import RecordSnapshots
 from node.runtime import NodeOptions, Runtime
 from p2p.transport import PeerId
 from training.one_byte import RecordLearner
-from training.run_spec import OneByteSpec, RunSpec
+from training.run_spec import RunSpec
+from training.spec_sections import OneByteSpec
 
 LOOK_S = 1.0
 """A state hash may be due although nothing new has come."""

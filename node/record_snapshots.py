@@ -1,22 +1,19 @@
-"""Snapshots in one-byte mode: who proposes one, who confirms it, and who relies on it.
+"""Snapshots in one-byte mode: when one is proposed, confirmed and relied on.
 
-Owns this node's votes and the counting of everybody's. A snapshot is a settlement, which says which records, and the
+Owns this node's part: its votes and what it relies on. A snapshot is a settlement, which says which records, and the
 state that these come to, both shards by content. A vote is a notice that names both, and whoever votes has worked the
 state out itself, by taking back what is newer. With votes enough a snapshot is certified: no fork takes back what it
 holds, a newcomer begins from it, and the batches below the one before it are let go of.
 
-Names cost nothing, so a third of the members that are alive and hold records must have voted for it or rely on it: two
-keys certify nothing in a swarm of more than six. What is held here is relied on only if it comes out here, too. Who
-knows no such member has to take the votes as they are. Parts of a swarm that were cut off from each other go over to
-the snapshot of most records that a third of all stand for; a smaller part goes over to what two thirds stand for.
+What is held here is relied on only if it comes out here, too. Never touches weights: a ``Keeper`` is what it asks for
+a state, and tells of a certified one.
 
-Never touches weights: a ``Keeper`` is what it asks for a state, and tells of a certified one.
+Relies on: ``gossip.snapshot_votes`` for the counting of everybody's votes.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -29,6 +26,7 @@ from gossip.ledger import PeerLedger
 from gossip.messages import LOGS_MAX, Certificate, RecordSnapshot, Settlement, ShardRef, SnapshotVote
 from gossip.notices import NoticeTable
 from gossip.shard_transfer import FetchFailed, ShardFetcher
+from gossip.snapshot_votes import SnapshotVotes
 from gossip.store import ShardMissing, ShardStore, StoreFull, outline_of
 from p2p.codec import decode, encode
 from p2p.errors import MalformedMessage
@@ -39,17 +37,8 @@ TURN_S = 10.0
 """Between the turns of members to propose a snapshot that is due."""
 PATIENCE_S = 20.0
 """How long batches may be on their way before a certified snapshot that holds them is fetched instead."""
-OUTVOTED_S = 60.0
-"""How long two thirds must have relied on another snapshot than ours before we go over to it although ours is later:
-those who are a little behind us are not meant."""
 FETCH_TIMEOUT_S = 600.0
 SETTLEMENT_BYTES_MAX = 200 * LOGS_MAX
-CERTIFICATE_BYTES_MAX = 1 << 20
-
-CANDIDATES_MAX = 64
-"""Certified snapshots that are looked at side by side."""
-REMEMBERED_MAX = 4096
-"""Certificates that need not be read again, and snapshots that need not be worked out again."""
 
 log = structlog.get_logger()
 
@@ -111,25 +100,16 @@ class RecordSnapshots:
         self._ledger = ledger
         self._keeper = keeper
         self._alive = alive
-        self._learned = learned
         self._every = every_records
-        self._needed = votes_needed
+        self._votes = SnapshotVotes(
+            local=local, notices=notices, ledger=ledger, learned=learned, votes_needed=votes_needed
+        )
         self._voted: RecordSnapshot | None = None
-        self._refused: set[RecordSnapshot] = set()
-        """Snapshots that do not come out here."""
         self._due: tuple[int, float] = (0, 0.0)
         """The height that is due, and since when."""
-        self._candidates: dict[RecordSnapshot, dict[PeerId, bytes]] = {}
-        """Certified snapshots that we do not rely on yet, and the votes for them."""
         self._behind_since_s: float | None = None
         """Since when there is one of which not everything is held here."""
         self._certificate: ShardRef | None = None
-        self._relied_on: dict[ShardRef, RecordSnapshot] = {}
-        """What the certificates certify that have been read."""
-        self._outvoted: dict[RecordSnapshot, float] = {}
-        """Snapshots that two thirds rely on and we do not, and since when."""
-        self._read_certificates: dict[ShardRef, float] = {}
-        """Until when those of others need not be looked at again."""
         self._base = ""
         """For whom the shards of the snapshot are kept below which batches were let go of."""
         self.certified: Certified | None = None
@@ -137,9 +117,7 @@ class RecordSnapshots:
     @property
     def offered(self) -> bool:
         """Whether members tell of a certified snapshot, or enough of them vote for one."""
-        votes = self._votes()
-        certified = any(vote.certificate is not None for vote, _ in self._told())
-        return certified or any(len(voters) >= self._needed for voters in votes.values())
+        return self._votes.offered
 
     async def run(self) -> None:
         """Propose, confirm and certify until cancelled."""
@@ -151,36 +129,21 @@ class RecordSnapshots:
         """Do whatever is due now."""
         if not self._every:
             return
-        self._count_votes()
+        self._votes.count()
         await self._read_what_others_rely_on()
-        self._note_majorities()
+        self._votes.note_majorities(trio.current_time())
         await self._certify()
-        members = set(self._learned()) - {self._local}
-        for vote, peer in self._told():
-            snapshot = vote.snapshot
-            if peer in members and snapshot.records > self._settled() and snapshot not in self._refused:
+        for snapshot, peer in self._votes.to_consider():
+            if snapshot.records > self._settled():
                 await self._consider(snapshot, peer)
         await self._propose()
 
     async def resume(self, certified: Certified) -> None:
         """Go on from a certified snapshot of an earlier life, and vouch for it again."""
         self.certified, self._voted = certified, certified.snapshot
+        self._votes.ours = certified.snapshot
         self._base = self._keep(certified.snapshot)
         await self._tell()
-
-    def _told(self) -> list[tuple[SnapshotVote, PeerId]]:
-        found = []
-        for peer in self._notices.authors():
-            vote = self._notices.body_of(peer, "snapshot", SnapshotVote)
-            if vote is not None and not self._ledger.banned(peer):
-                found.append((vote, peer))
-        return found
-
-    def _votes(self) -> dict[RecordSnapshot, list[PeerId]]:
-        votes: dict[RecordSnapshot, list[PeerId]] = {}
-        for vote, peer in self._told():
-            votes.setdefault(vote.snapshot, []).append(peer)
-        return votes
 
     def _settled(self) -> int:
         """Records of the latest snapshot that we voted for or rely on."""
@@ -214,8 +177,7 @@ class RecordSnapshots:
         now_s = trio.current_time()
         if self._due[0] != height:
             self._due = (height, now_s)
-        told = {vote.snapshot for vote, _ in self._told()} - self._refused
-        in_turn = any(height == snapshot.records // self._every for snapshot in told)
+        in_turn = any(height == snapshot.records // self._every for snapshot in self._votes.proposed())
         if in_turn and now_s - self._due[1] < PATIENCE_S:
             return  # Somebody has proposed one. Unless nobody can come to it, we shall.
         ranked = sorted(self._alive(), key=lambda peer: blake3(f"{height}/{peer}".encode()).digest())
@@ -241,7 +203,7 @@ class RecordSnapshots:
         await self._vote(settlement, state)
 
     def _does_not_come_out(self, snapshot: RecordSnapshot, voters: Collection[PeerId]) -> None:
-        self._refuse(snapshot)
+        self._votes.refuse(snapshot)
         for peer in voters:
             self._ledger.note(peer, "false-snapshot", f"of {snapshot.records:,} records")
         log.warning("a snapshot does not come out here", records=snapshot.records, voters=sorted(voters))
@@ -268,124 +230,26 @@ class RecordSnapshots:
 
     # --- certifying -------------------------------------------------------------------------------------------------
 
-    def _enough(self, snapshot: RecordSnapshot, voters: Collection[PeerId]) -> bool:
-        """Whether what these members voted for is to be relied on."""
-        voters = {peer for peer in voters if not self._ledger.banned(peer)}
-        members = set(self._learned())
-        knows_nobody = members <= {self._local}
-        standing = members & (voters | self._relying(snapshot))
-        return len(voters) >= self._needed and (knows_nobody or 3 * len(standing) >= len(members))
-
-    def _relying(self, snapshot: RecordSnapshot) -> set[PeerId]:
-        """Those who say that they rely on it."""
-        return {
-            peer
-            for vote, peer in self._told()
-            if vote.certificate is not None and self._relied_on.get(vote.certificate) == snapshot
-        }
-
-    def _note_majorities(self) -> None:
-        members = set(self._learned())
-        ours = self.certified.snapshot if self.certified is not None else None
-        found = {
-            snapshot
-            for snapshot in set(self._relied_on.values()) - {ours}
-            if 3 * len(members & self._relying(snapshot)) > 2 * len(members)
-        }
-        now_s = trio.current_time()
-        self._outvoted = {snapshot: self._outvoted.get(snapshot, now_s) for snapshot in found}
-
-    def _count_votes(self) -> None:
-        for snapshot, voters in self._votes().items():
-            packed = ((peer, self._notices.packed(peer, "snapshot")) for peer in voters)
-            self._add_votes(snapshot, {peer: notice for peer, notice in packed if notice is not None})
-
-    def _add_votes(self, snapshot: RecordSnapshot, votes: dict[PeerId, bytes]) -> bool:
-        """Returns whether these, with those that are known, are enough."""
-        votes = {**self._candidates.get(snapshot, {}), **votes}
-        if not self._enough(snapshot, votes):
-            return False
-        self._candidates[snapshot] = votes
-        if len(self._candidates) > CANDIDATES_MAX:
-            del self._candidates[min(self._candidates, key=_order)]
-        return True
-
     async def _read_what_others_rely_on(self) -> None:
-        """Certificates of snapshots whose voters have voted for later ones since, or are gone."""
-        for vote, peer in self._told():
-            ref, now_s = vote.certificate, trio.current_time()
-            if (
-                ref is None
-                or ref.size > CERTIFICATE_BYTES_MAX
-                or now_s < self._read_certificates.get(ref, 0.0)
-            ):
-                continue
-            try:
+        for ref, peer in self._votes.unread(trio.current_time()):
+            with contextlib.suppress(FetchFailed, StoreFull, OSError):
                 data = await self._fetch(ref, [peer])
-            except (FetchFailed, StoreFull, OSError):
-                continue
-            if len(self._read_certificates) >= REMEMBERED_MAX:
-                self._read_certificates.clear()
-                self._relied_on.clear()
-            self._read_certificates[ref] = math.inf
-            try:
-                certificate = decode(data, Certificate, bytes_max=CERTIFICATE_BYTES_MAX)
-            except MalformedMessage as error:
-                self._ledger.note(peer, "malformed", error.what)
-                continue
-            found = self._certified_by(certificate)
-            if found is None:
-                self._ledger.note(peer, "false-snapshot", "a certificate that certifies nothing")
-                continue
-            self._relied_on[ref] = found[0]
-            if not self._is_news(found[0]):
-                self._read_certificates[ref] = now_s + PATIENCE_S
-            elif not self._add_votes(*found):
-                # Those who voted may become known here, or more of them.
-                self._read_certificates[ref] = now_s + PATIENCE_S
-                self._ledger.note(peer, "unvouched", "a snapshot for which too few have voted that we know")
-
-    def _certified_by(self, certificate: Certificate) -> tuple[RecordSnapshot, dict[PeerId, bytes]] | None:
-        """The snapshot that enough different members have voted for, and their votes."""
-        votes: dict[PeerId, bytes] = {}
-        snapshots = set()
-        for packed in certificate.votes:
-            vote = self._notices.verified(packed, SnapshotVote)
-            if vote is None:
-                return None
-            votes[vote[0]] = packed
-            snapshots.add(vote[1].snapshot)
-        if len(snapshots) != 1 or len(votes) < self._needed:
-            return None
-        return snapshots.pop(), votes
-
-    def _is_news(self, snapshot: RecordSnapshot) -> bool:
-        """Whether we should go over to ``snapshot`` once it is certified."""
-        if snapshot in self._refused:
-            return False
-        if self.certified is None or _order(snapshot) > _order(self.certified.snapshot):
-            return True
-        outvoted_s = trio.current_time() - self._outvoted.get(snapshot, math.inf)
-        return outvoted_s > OUTVOTED_S
+                self._votes.read(ref, peer, data, trio.current_time())
 
     async def _certify(self) -> None:
         """Rely on the latest certified snapshot, once all of it is held here, or has been for too long not."""
-        self._candidates = {
-            snapshot: votes for snapshot, votes in self._candidates.items() if self._is_news(snapshot)
-        }
-        if not self._candidates:
+        found = self._votes.best(trio.current_time())
+        if found is None:
             return
-        best = max(self._candidates, key=_order)
-        holders = [
-            peer for vote, peer in self._told() if vote.snapshot == best or vote.certificate is not None
-        ]
+        best, votes = found
+        holders = self._votes.holders(best)
         settlement = await self._settlement(best, holders)
         if settlement is None:
             return
         if best != self._voted:
             state = await self._keeper.state_of(settlement)
             if state is not None and (await outline_of(state))[0] != best.state:
-                self._does_not_come_out(best, self._candidates[best])
+                self._does_not_come_out(best, votes)
                 return
         began = False
         if not await self._keeper.settle(settlement):
@@ -398,8 +262,9 @@ class RecordSnapshots:
             began = True
         self._behind_since_s = None
         await self._hold(best, settlement)
-        certificate = Certificate(votes=[packed for _, packed in sorted(self._candidates[best].items())])
+        certificate = Certificate(votes=[packed for _, packed in sorted(votes.items())])
         before, self.certified = self.certified, Certified(best, settlement, certificate)
+        self._votes.ours = best
         if self._voted is None or self._voted.records < best.records:
             self._voted = best
         log.info("snapshot certified", records=best.records)
@@ -443,26 +308,21 @@ class RecordSnapshots:
     async def _settlement(self, snapshot: RecordSnapshot, holders: Sequence[PeerId]) -> Settlement | None:
         """Which records ``snapshot`` holds; None while that cannot be had, or is not what a snapshot may hold."""
         if snapshot.settlement.size > SETTLEMENT_BYTES_MAX:
-            self._refuse(snapshot)
+            self._votes.refuse(snapshot)
             return None
         try:
             data = await self._fetch(snapshot.settlement, holders)
             settlement = decode(data, Settlement, bytes_max=SETTLEMENT_BYTES_MAX)
         except MalformedMessage:
-            self._refuse(snapshot)
+            self._votes.refuse(snapshot)
             return None
         except (FetchFailed, StoreFull, OSError):
             return None
         names = [(entry.author, entry.incarnation) for entry in settlement.logs]
         if names != sorted(set(names)) or sum(entry.end for entry in settlement.logs) != snapshot.records:
-            self._refuse(snapshot)
+            self._votes.refuse(snapshot)
             return None
         return settlement
-
-    def _refuse(self, snapshot: RecordSnapshot) -> None:
-        if len(self._refused) >= REMEMBERED_MAX:
-            self._refused.clear()
-        self._refused.add(snapshot)
 
     async def _fetch(self, ref: ShardRef, holders: Sequence[PeerId]) -> bytes:
         with contextlib.suppress(ShardMissing):
@@ -471,8 +331,3 @@ class RecordSnapshots:
         data = await self._fetcher.fetch(ref, others, timeout_s=FETCH_TIMEOUT_S)
         await self._store.put(data)
         return data
-
-
-def _order(snapshot: RecordSnapshot) -> tuple[int, bytes]:
-    """Of two certified snapshots the greater one is relied on, by everybody."""
-    return snapshot.records, encode(snapshot)

@@ -27,7 +27,7 @@ from p2p.limits import Limits
 from p2p.rpc import serve_calls
 from p2p.transport import PeerId, Transport
 from training.learner import Learner
-from training.run_spec import ExchangeSpec
+from training.spec_sections import ExchangeSpec
 from training.wire import encode_values
 
 SHARED_S = 0.1

@@ -28,7 +28,7 @@ from p2p import codec
 from p2p.errors import GossamerError, MalformedMessage
 from training.base_weights import Shapes, shapes_of
 from training.export import read_safetensors
-from training.run_spec import MODEL_FILES_BYTES_MAX, PARAMETERS_MAX
+from training.spec_sections import MODEL_FILES_BYTES_MAX, PARAMETERS_MAX
 
 CONFIG, TOKENIZER, WEIGHTS = "config.json", "tokenizer.json", "model.safetensors"
 INDEX = "model.safetensors.index.json"

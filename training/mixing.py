@@ -26,7 +26,7 @@ from torch import Tensor
 
 from training.layout import TensorSpan
 from training.learner import all_finite
-from training.run_spec import MixingRuleName
+from training.spec_sections import MixingRuleName
 
 EPSILON = 1e-12
 """Added to both variances before their ratio is taken, so that constant tensors have a gain of 1."""

@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from training.run_spec import MlpSpec
+from training.spec_sections import MlpSpec
 
 
 class MLP(nn.Module):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.run_spec import GptSpec
+from training.spec_sections import GptSpec
 
 INIT_STD = 0.02
 

@@ -32,7 +32,8 @@ from training.export import read_safetensors
 from training.huggingface import Pretrained
 from training.integer_state import IntegerState, Move
 from training.probing import Prober
-from training.run_spec import OneByteSpec, RunSpec
+from training.run_spec import RunSpec
+from training.spec_sections import OneByteSpec
 from training.tasks import Data, Task, build_task
 from training.trainer import Counter, bad_checkpoint, init_generator, resolve_device
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from training.layout import ParameterLayout
-from training.run_spec import AdamWSpec, OptimizerSpec, SgdSpec
+from training.spec_sections import AdamWSpec, OptimizerSpec, SgdSpec
 
 MOMENTUM_MIN = 1e-30
 """Momentum of a smaller size becomes zero."""

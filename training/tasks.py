@@ -21,7 +21,8 @@ from training.huggingface import Pretrained
 from training.labelled import Examples, LabelledBatches, LabelledData
 from training.mlp import MLP
 from training.model import GPT
-from training.run_spec import GptSpec, HuggingFaceSpec, MlpSpec, NpzDataSpec, RunSpec, TextDataSpec
+from training.run_spec import RunSpec
+from training.spec_sections import GptSpec, HuggingFaceSpec, MlpSpec, NpzDataSpec, TextDataSpec
 from training.token_task import TokenTask
 from training.windows import Batch, TextWindows, drawn_symbol
 

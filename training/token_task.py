@@ -18,7 +18,8 @@ from torch.func import functional_call
 
 from training.data import Corpus
 from training.huggingface import Pretrained
-from training.run_spec import HuggingFaceSpec, NpzDataSpec, RunSpec
+from training.run_spec import RunSpec
+from training.spec_sections import HuggingFaceSpec, NpzDataSpec
 from training.windows import Batch, TextWindows, drawn_symbol
 
 PIECE_BYTES = 32 << 10

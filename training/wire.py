@@ -11,7 +11,7 @@ import sys
 import torch
 from torch import Tensor
 
-from training.run_spec import Wire
+from training.spec_sections import Wire
 
 ELEMENT_BYTES: dict[Wire, int] = {"fp32": 4, "bf16": 2}
 

@@ -22,7 +22,8 @@ from node.one_byte_node import rules_of
 from p2p.identity import Identity
 from tests.interop import plain
 from training.one_byte import OneByteLearner, RecordRun
-from training.run_spec import OneByteSpec, RunSpec, load_run_spec, parse_run_spec, run_id, spec_as_toml
+from training.run_spec import RunSpec, load_run_spec, parse_run_spec, run_id, spec_as_toml
+from training.spec_sections import OneByteSpec
 
 ROOT = Path(__file__).parents[2]
 PROTOCOL = (ROOT / "docs" / "PROTOCOL.md").read_text()

@@ -28,7 +28,8 @@ from training.base_weights import BaseError
 from training.export import export_safetensors
 from training.huggingface import Pretrained, PretrainedError
 from training.model import GPT
-from training.run_spec import GptSpec, RunSpec, SpecError, check_startable, parse_run_spec, run_id
+from training.run_spec import RunSpec, SpecError, check_startable, parse_run_spec, run_id
+from training.spec_sections import GptSpec
 
 LIMITS = Limits()
 OURS, THEIRS = (identity.peer for identity in IDENTITIES[:2])

@@ -11,7 +11,7 @@ import pytest
 from node.exchange import Exchanger, in_random_order
 from node.rounds import Exchange
 from p2p.transport import PeerId
-from training.run_spec import ExchangeSpec
+from training.spec_sections import ExchangeSpec
 
 
 @pytest.mark.parametrize(("probability", "least", "most"), [(1.0, 400, 400), (0.2, 60, 100)])

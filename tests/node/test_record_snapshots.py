@@ -23,8 +23,9 @@ from gossip.messages import (
 )
 from gossip.notices import NoticeTable
 from gossip.shard_transfer import FetchFailed
+from gossip.snapshot_votes import CANDIDATES_MAX, OUTVOTED_S
 from gossip.store import ShardStore, outline_of
-from node.record_snapshots import CANDIDATES_MAX, OUTVOTED_S, PATIENCE_S, TURN_S, Certified, RecordSnapshots
+from node.record_snapshots import PATIENCE_S, TURN_S, Certified, RecordSnapshots
 from p2p.codec import encode
 from p2p.identity import Identity
 from p2p.limits import DEFAULT_LIMITS
@@ -436,7 +437,7 @@ async def test_certificates_without_end_take_no_memory_without_end(autojump_cloc
     for records in range(1, 3 * CANDIDATES_MAX):
         node.hear(node.vote(A, RecordSnapshot(records=records, settlement=hollow, state=hollow)))
         await node.snapshots.look()
-    assert len(node.snapshots._candidates) == CANDIDATES_MAX
+    assert len(node.snapshots._votes._candidates) == CANDIDATES_MAX
 
 
 async def test_a_banned_members_vote_is_not_heard(autojump_clock: object) -> None:

@@ -11,7 +11,8 @@ from hypothesis import settings
 
 from training.data import Corpus
 from training.labelled import Examples, LabelledData
-from training.run_spec import MlpSpec, RunSpec, parse_run_spec, run_id
+from training.run_spec import RunSpec, parse_run_spec, run_id
+from training.spec_sections import MlpSpec
 from training.trainer import Trainer
 
 # Examples differ in size and the first ones warm torch up: a deadline for each would only measure the machine.

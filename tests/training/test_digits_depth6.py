@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from training.layout import Kind, TensorSpan
 from training.mixing import mix
-from training.run_spec import MixingRuleName
+from training.spec_sections import MixingRuleName
 
 NODES = 16
 NEIGHBOURS = (-4, -3, -2, -1, 1, 2, 3, 4)

@@ -8,7 +8,7 @@ from torch import nn
 
 from training.layout import ParameterLayout
 from training.model import GPT
-from training.run_spec import GptSpec
+from training.spec_sections import GptSpec
 
 
 def gpt(seed: int = 0, **changes: int) -> GPT:

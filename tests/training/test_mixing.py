@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from training import mixing
 from training.layout import TensorSpan
 from training.mixing import Refused, check_peer_values, mix
-from training.run_spec import MixingRuleName
+from training.spec_sections import MixingRuleName
 
 SPANS = [
     TensorSpan("weight", 0, 600, (20, 30), "weight"),

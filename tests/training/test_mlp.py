@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from training.layout import ParameterLayout
 from training.mlp import MLP
-from training.run_spec import MlpSpec
+from training.spec_sections import MlpSpec
 
 
 def mlp(seed: int = 0, **changes: object) -> MLP:

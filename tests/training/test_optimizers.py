@@ -11,7 +11,7 @@ from torch import Tensor
 from training.layout import ParameterLayout
 from training.mlp import MLP
 from training.optimizers import MOMENTUM_MIN, Optimizer, build_optimizer, learning_rate
-from training.run_spec import AdamWSpec, MlpSpec, OptimizerSpec, SgdSpec
+from training.spec_sections import AdamWSpec, MlpSpec, OptimizerSpec, SgdSpec
 
 
 class Bound:

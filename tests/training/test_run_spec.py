@@ -12,11 +12,7 @@ from hypothesis import strategies as st
 from p2p import codec
 from training.run_spec import (
     SPEC_BYTES_MAX,
-    GptSpec,
-    MlpSpec,
-    NpzDataSpec,
     RunSpec,
-    SgdSpec,
     SpecError,
     canonical_bytes,
     load_run_spec,
@@ -25,6 +21,7 @@ from training.run_spec import (
     spec_as_toml,
     spec_from_bytes,
 )
+from training.spec_sections import GptSpec, MlpSpec, NpzDataSpec, SgdSpec
 
 RUN_ID_OF_DEMO = "9dd41c1cc4ea03230a9101dd4bd1dcf660aa7d66030c4a95742a78c65ed1a102"
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.toml"))

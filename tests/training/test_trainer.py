@@ -13,7 +13,8 @@ from safetensors.torch import load, save
 
 from training.learner import Learner
 from training.merge_math import weights_hash
-from training.run_spec import AdamWSpec, MlpSpec, RunSpec
+from training.run_spec import RunSpec
+from training.spec_sections import AdamWSpec, MlpSpec
 from training.tasks import TaskError
 from training.trainer import CheckpointError, DeviceError, Trainer, resolve_device
 
