@@ -53,6 +53,9 @@ DIGESTS_REMEMBERED = 256
 UNKNOWN_MAX = 3
 """Digests in a row that one member tells of and that were never ours, before it is asked."""
 
+STILL_S = 2.0
+"""Without news for so long, nothing is under way any more: whoever tells of something else is asked at once."""
+
 NEWS = frozenset((Offer.ACCEPTED, Offer.DISPLACED, Offer.FORK))
 """What the table did not hold before."""
 
@@ -98,6 +101,10 @@ class LogSpread:
         """Who pushed the newest batch of each log."""
         self._digests: dict[bytes, None] = {}
         self._unknown: dict[PeerId, tuple[int, bytes]] = {}
+        """How many digests that were never ours each member told of in a row, and the last of them."""
+        self._news_s = trio.current_time()
+        """When something last came that was not held."""
+        self._waits_until_still = False
         self._nursery: trio.Nursery | None = None
         self.exchange = LogExchange(
             transport=transport, logs=logs, ledger=ledger, limits=limits, take=self._take_asked
@@ -151,6 +158,7 @@ class LogSpread:
     def publish(self, packed: bytes) -> None:
         """Hold a batch of our own and push it. Raises InvalidBatch."""
         _, name = self._logs.offer(packed)
+        self._news_s = trio.current_time()
         self._remember()
         self._push(packed, name, None)
 
@@ -196,6 +204,7 @@ class LogSpread:
             self._ledger.note(sender, error.fault, "a batch that no honest peer passes on")
             return None
         if outcome in NEWS:
+            self._news_s = trio.current_time()
             self._changed()
         if outcome is Offer.FORK:
             self._denounce(name)
@@ -227,7 +236,7 @@ class LogSpread:
     def heard_digest(self, peer: PeerId, digest: bytes) -> None:
         """A member tells of its version vector. One that was never ours, and stays so, is asked about.
 
-        Vectors differ all the time by what is under way, so a single unknown one means nothing.
+        Vectors differ by what is under way, so a single unknown one means nothing while news keeps coming.
         """
         if self._nursery is None or digest in self._digests:
             self._unknown.pop(peer, None)
@@ -235,7 +244,28 @@ class LogSpread:
         count, before = self._unknown.get(peer, (0, b""))
         if count + 1 < UNKNOWN_MAX and digest != before:
             self._unknown[peer] = (count + 1, digest)
+            if not self._waits_until_still:
+                self._waits_until_still = True
+                self._nursery.start_soon(self._ask_once_still)
             return
+        self._ask_about(peer)
+
+    async def _ask_once_still(self) -> None:
+        """The last batch of a log has none after it that would show its loss."""
+        heard_s = trio.current_time()
+        while True:
+            still_s = max(heard_s, self._news_s) + STILL_S
+            if trio.current_time() >= still_s:
+                break
+            await trio.sleep_until(still_s)
+        self._waits_until_still = False
+        unknown = [peer for peer, (_, digest) in self._unknown.items() if digest not in self._digests]
+        if unknown:
+            self._ask_about(unknown[-1])
+
+    def _ask_about(self, peer: PeerId) -> None:
+        """Ask ``peer`` what it holds, or a neighbour where it is none."""
+        assert self._nursery is not None
         self._unknown.pop(peer, None)
         neighbours = sorted(self._lanes)
         if neighbours:
@@ -282,8 +312,10 @@ class LogSpread:
                     finally:
                         stream.close()
                 except TransportError as error:
-                    # What was under way shows as missing on the other side.
+                    # What was under way may be lost, and nothing may follow that would show it.
                     log.debug("push failed", peer=peer, error=str(error))
+                    if not lane.queue or not isinstance(lane.queue[-1], Compare):
+                        self._say(peer, Compare(digest=self._logs.digest()))
                     await trio.sleep(1.0)
 
     def _next(self, lane: _Lane) -> Message:

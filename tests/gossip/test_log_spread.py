@@ -9,15 +9,17 @@ from collections.abc import AsyncIterator
 import pytest
 import trio
 
+from gossip import log_spread
 from gossip.ledger import PeerLedger
 from gossip.log_exchange import HOLLOW_MAX
-from gossip.log_spread import LogSpread
+from gossip.log_spread import STILL_S, LogSpread
 from gossip.messages import (
     LOG_PROTOCOL,
     LOG_SYNC_PROTOCOL,
     LOGS_MAX,
     Batches,
     Heads,
+    Message,
     Push,
     Quiet,
     WantBatches,
@@ -26,6 +28,7 @@ from gossip.messages import (
 from gossip.record_batches import LogRules, log_name, make
 from gossip.record_logs import RecordLogs
 from netsim.network import SimHost, SimNetwork, open_sim_network
+from p2p.errors import StreamBroken
 from p2p.flow import FlowStream
 from p2p.frames import receive_message, send_message
 from p2p.identity import Identity
@@ -189,6 +192,54 @@ async def test_a_member_that_tells_twice_of_something_unknown_is_asked(autojump_
             reader.spread.heard_digest(writer.identity.peer, writer.logs.digest())
             await trio.sleep(1)
         assert reader.logs.digest() == writer.logs.digest()
+
+
+async def test_the_last_batch_of_a_log_is_asked_for_after_one_word_of_it(autojump_clock: object) -> None:
+    """Once nothing is under way any more, a vector that was never ours can only be of something we lack."""
+    async with swarm(2) as (_, (writer, reader)):
+        await connect_all([writer, reader])
+        writer.write()
+        await agree([writer, reader], within_s=1)
+        writer.logs.offer(writer.batch(b"\7"))
+        reader.spread.heard_digest(writer.identity.peer, writer.logs.digest())
+        await agree([writer, reader], within_s=STILL_S + 1)
+
+
+async def test_while_news_keeps_coming_one_unknown_vector_is_not_asked_about(autojump_clock: object) -> None:
+    async with swarm(2) as (_, (writer, reader)):
+        await connect_all([writer, reader])
+        writer.write()
+        await agree([writer, reader], within_s=1)
+        rounds = reader.spread.exchange.rounds
+        reader.spread.heard_digest(writer.identity.peer, bytes(32))
+        for _ in range(20):
+            writer.write()
+            await trio.sleep(STILL_S / 2)
+        assert reader.spread.exchange.rounds == rounds
+        await trio.sleep(STILL_S)
+        assert reader.spread.exchange.rounds == rounds + 1
+
+
+async def test_a_push_that_breaks_off_leads_to_a_comparison(
+    autojump_clock: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody tells of it, and no batch comes after it."""
+    broken = []
+
+    async def break_once(stream: FlowStream, message: Message) -> None:
+        if not broken and isinstance(message, Push):
+            broken.append(message)
+            raise StreamBroken("the stream broke")
+        await send_message(stream, message)
+
+    async with swarm(2) as (_, (writer, reader)):
+        await connect_all([writer, reader])
+        await trio.sleep(1)
+        monkeypatch.setattr(log_spread, "send_message", break_once)
+        writer.write()
+        await agree([writer, reader], within_s=3)
+        assert broken
+        assert reader.logs.records == 3
 
 
 async def test_a_fork_is_denounced_to_all_and_its_author_banned(autojump_clock: object) -> None:
