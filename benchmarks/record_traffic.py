@@ -7,6 +7,7 @@ life, is measured in a swarm that has finished, and taken off by the second.
 
 from __future__ import annotations
 
+import logging
 import random
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import structlog
 import trio
 
 from benchmarks.harness import Figure
@@ -77,6 +79,7 @@ _Look = Callable[[], Awaitable[list[_Count]]]
 
 async def measure() -> list[Figure]:
     """Bytes per record and node at two sizes of a batch, and what keeps connections alive, both ways."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     figures = await _figures(f"{NODES} processes", _processes)
     return figures + await _figures(f"{SIMULATED_NODES} nodes, netsim", _simulated)
 

@@ -38,8 +38,9 @@ CONTROL_FRAMES_MAX = 1024
 """Frames we owe the other side; one that asks for more without reading them is cut off."""
 FLUSH_TIMEOUT_S = 1.0
 """How long a polite close waits for queued frames to leave."""
-PINGS_PER_SILENCE = 4
-"""Pings in a row that may go unanswered within the allowed silence."""
+SILENT_INTERVALS_MAX = 4
+"""After so many in a row without a byte a peer is given up. From the first on it is asked for a sign of life; one that is
+heard anyway is not asked."""
 
 GO_AWAY_NORMAL = 0
 
@@ -201,11 +202,12 @@ class Session:
         # Counting intervals instead of comparing clocks: when this very process was stopped for a minute, the
         # peer must not be blamed for the silence.
         silent_intervals = 0
-        while silent_intervals < PINGS_PER_SILENCE:
+        while silent_intervals < SILENT_INTERVALS_MAX:
+            if not self._heard:
+                self._queue_control(PING, SYN, 0, 0)
             self._heard = False
-            self._queue_control(PING, SYN, 0, 0)
-            # One interval more than pings, so that the silence is over in time wherever in one it began.
-            await trio.sleep(self._limits.peer_silence_s / (PINGS_PER_SILENCE + 1))
+            # One interval more, so that the silence is over in time wherever in one it began.
+            await trio.sleep(self._limits.peer_silence_s / (SILENT_INTERVALS_MAX + 1))
             silent_intervals = 0 if self._heard else silent_intervals + 1
         self.end(f"no sign of life for {self._limits.peer_silence_s:g} s", broken=True)
 

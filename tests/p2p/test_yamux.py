@@ -198,6 +198,17 @@ async def test_a_peer_that_answers_pings_is_kept(autojump_clock: Clock, nursery:
     assert not wire.session.reason
 
 
+async def test_a_peer_that_is_heard_is_not_asked_for_a_sign_of_life(
+    autojump_clock: Clock, nursery: trio.Nursery
+) -> None:
+    wire = Wire(nursery)
+    for value in range(60):
+        await wire.send(PING, SYN, 0, value)
+        assert HEADER.unpack(await wire.stream.receive_some(HEADER.size)) == (0, PING, ACK, 0, value)
+        await trio.sleep(1)
+    assert not wire.session.reason
+
+
 async def test_pings_are_answered(autojump_clock: Clock, nursery: trio.Nursery) -> None:
     wire = Wire(nursery)
     assert HEADER.unpack(await wire.stream.receive_some(HEADER.size))[1] == PING
