@@ -2,7 +2,7 @@
 
 Owns error feedback (Seide et al., Interspeech 2014; with decay SparseLoCo, arXiv 2508.15706): without it a codec that
 leaves values out never sends small ones, however long they last. What is owed belongs to one sender and one broadcast,
-the same bytes to everybody; whether they arrived is for the caller to know, who then keeps what is owed after or before.
+the same bytes to everybody; whether they arrived the caller knows, who then keeps what is owed after or before.
 """
 
 from __future__ import annotations
