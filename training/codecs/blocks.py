@@ -45,7 +45,7 @@ class Int8:
         return 4 * _blocks(count, self.block) + count
 
     def encode(self, values: Tensor, key: int = 0) -> bytes:
-        """Rounded to nearest, ties to even. Raises ValueError where a value is not finite."""
+        """Rounded to nearest, ties to even. Raises NotFinite."""
         rows = in_blocks(values, self.block)
         steps = rows.abs().amax(1) / _LARGEST
         check_finite(steps)
@@ -80,7 +80,7 @@ class E3M0:
         return 4 * _blocks(count, self.block) + -(-count // 2)
 
     def encode(self, values: Tensor, key: int = 0) -> bytes:
-        """Raises ValueError where a value is not finite."""
+        """Raises NotFinite."""
         rows = in_blocks(values, self.block)
         scales = rows.abs().amax(1)
         check_finite(scales)

@@ -19,6 +19,10 @@ from torch import Tensor
 assert sys.byteorder == "little", "tensors are sent as they lie in memory, and the wire is little-endian"
 
 
+class NotFinite(ValueError):
+    """Values of which one is NaN or infinite."""
+
+
 class Codec(Protocol):
     """One form of values on the wire."""
 
@@ -30,21 +34,21 @@ class Codec(Protocol):
         """The bytes that ``count`` values take: exactly these, whatever the values."""
 
     def encode(self, values: Tensor, key: int = 0) -> bytes:
-        """The bytes of a flat fp32 CPU tensor. Raises ValueError if one of the values is not finite.
+        """The bytes of a flat fp32 CPU tensor. Raises NotFinite for a value that has no form.
 
         ``key``, a signed 64-bit integer, is what a codec that leaves values out at random draws from; the others take
         no notice of it.
         """
 
     def decode(self, data: bytes | memoryview, count: int, key: int = 0) -> Tensor:
-        """``count`` fp32 values, in memory of their own. Raises ValueError for what no encoder makes."""
+        """``count`` finite fp32 values, in memory of their own. Raises ValueError for what no encoder makes of such."""
 
 
 def check_finite(values: Tensor) -> None:
-    """Raise ValueError if one of them is NaN or infinite."""
+    """Raise NotFinite if one of them is NaN or infinite."""
     # The extremes are NaN where a value is, and infinite where the largest or smallest is.
     if len(values) and not bool(torch.isfinite(values.amax()) & torch.isfinite(values.amin())):
-        raise ValueError("values that are not finite are neither sent nor taken")
+        raise NotFinite("a value is not finite")
 
 
 def check_size(codec: Codec, data: bytes | memoryview, count: int) -> None:

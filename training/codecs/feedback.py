@@ -17,8 +17,8 @@ def encode_with(
 ) -> tuple[bytes, Tensor]:
     """The bytes of ``values`` and of what is ``owed``, and what is owed once these have arrived; all flat fp32.
 
-    ``decay``: what of a debt is left a round later; below 1 none grows for ever. Raises ValueError where a value is not
-    finite. Changes none of its inputs.
+    ``decay``: what of a debt is left a round later; below 1 none grows for ever. Raises NotFinite where
+    the codec does. Changes none of its inputs.
     """
     due = (owed * decay).add_(values)
     data = codec.encode(due, key)

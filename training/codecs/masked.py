@@ -45,7 +45,7 @@ class Masked:
         return self.inner.size_bytes(-(-count // self.one_in))
 
     def encode(self, values: Tensor, key: int = 0) -> bytes:
-        """Raises ValueError where a value that is kept is not finite."""
+        """Raises NotFinite where ``inner`` does."""
         return self.inner.encode(values[self._places(len(values), key)], key)
 
     def decode(self, data: bytes | memoryview, count: int, key: int = 0) -> Tensor:

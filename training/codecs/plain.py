@@ -26,13 +26,11 @@ class Plain:
         return count * self.dtype.itemsize
 
     def encode(self, values: Tensor, key: int = 0) -> bytes:
-        """Raises ValueError where a value is not finite, or becomes infinite by rounding."""
-        rounded = values.to(self.dtype)
-        check_finite(rounded)
-        return bytes_of(rounded)
+        """Every value has a form, those that nobody will take among them."""
+        return bytes_of(values.to(self.dtype))
 
     def decode(self, data: bytes | memoryview, count: int, key: int = 0) -> Tensor:
-        """Raises ValueError for another length, or a value that is not finite."""
+        """Raises ValueError for another length, NotFinite for a value that is not."""
         check_size(self, data, count)
         values = tensor_of(data, self.dtype).to(torch.float32)
         check_finite(values)

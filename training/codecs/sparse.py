@@ -44,7 +44,7 @@ class TopK:
         return full * (4 + 2 * self._kept(BLOCK)) + (4 + 2 * self._kept(rest) if rest else 0)
 
     def encode(self, values: Tensor, key: int = 0) -> bytes:
-        """Raises ValueError where a value is not finite."""
+        """Raises NotFinite."""
         full = len(values) // BLOCK * BLOCK
         rows = values[:full].view(-1, BLOCK)
         parts = [self._encode(rows[at : at + _ROWS]) for at in range(0, len(rows), _ROWS)]
