@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from benchmarks import (
+    codecs,
     global_merge,
     mixing_kernel,
     one_byte_cost,
@@ -22,6 +23,7 @@ BENCHMARKS: dict[str, Callable[[], Awaitable[list[Figure]]]] = {
     "shard-transfer": shard_transfer.measure,
     "training-under-load": training_under_load.measure,
     "mixing-kernel": mixing_kernel.measure,
+    "codecs": codecs.measure,
     "global-merge": global_merge.measure,
     "one-byte-cost": one_byte_cost.measure,
     "record-traffic": record_traffic.measure,

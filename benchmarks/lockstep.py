@@ -20,12 +20,12 @@ from typing import Any
 import msgspec
 import torch
 
+from training.codecs.named import WIRES
 from training.data import Corpus
 from training.merge_math import weighted_average
 from training.mixing import check_peer_values, mix
 from training.run_spec import RunSpec, load_run_spec, run_id
 from training.trainer import Trainer
-from training.wire import decode_values, encode_values
 
 
 def main() -> None:
@@ -80,13 +80,14 @@ def swarm(spec: RunSpec, rule: str, corpus: Corpus, nodes: int, lag: int) -> tup
     ]
     rng = random.Random(spec.seed)
     published: list[list[bytes]] = []
+    codec = WIRES[spec.exchange.wire]
     for exchange in range(spec.train.steps // spec.exchange.every_steps):
         for trainer in trainers:
             trainer.run_slice(spec.exchange.every_steps)
         if spec.exchange.rule == "none":
             continue
         fragment = exchange % spec.exchange.fragments
-        published.append([encode_values(trainer.read(fragment), spec.exchange.wire) for trainer in trainers])
+        published.append([codec.encode(trainer.read(fragment)) for trainer in trainers])
         # A snapshot of the same fragment is a whole cycle older for each exchange of lag.
         age = 1 + lag * spec.exchange.fragments
         if len(published) >= age:
@@ -103,7 +104,7 @@ def exchange_once(
         own = trainer.read(fragment)
         spans = trainer.layout.fragment_spans(fragment)
         peers = rng.sample([peer for peer in range(len(trainers)) if peer != index], spec.exchange.peers)
-        pulled = [decode_values(snapshots[peer], own.numel(), spec.exchange.wire) for peer in peers]
+        pulled = [WIRES[spec.exchange.wire].decode(snapshots[peer], own.numel()) for peer in peers]
         for values in pulled:
             if refused := check_peer_values(own, values, spans):
                 raise SystemExit(f"step {trainer.step}: {refused.text}")

@@ -30,13 +30,12 @@ from gossip.notices import Difference, Verdict
 from gossip.shard_transfer import ShardServer
 from gossip.store import ShardStore
 from node.gossip_node import GossipNode
-from node.merge_host import WIRE
+from node.merge_host import CODEC
 from node.snapshots import Snapshots
 from p2p.codec import decode
 from p2p.transport import PeerId
 from training.layout import TensorSpan
 from training.learner import Learner
-from training.wire import decode_values, encode_values
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -129,8 +128,8 @@ def _contributing_forged_inputs(forge: Forge) -> Callable[[GossipNode], None]:
             await node.store.release("forged")
             inputs = []
             for fragment, ref in enumerate(contribution.inputs):
-                values = decode_values(await node.store.get(ref), layout.fragment_size(fragment), WIRE)
-                forged = encode_values(forge(values, layout.fragment_spans(fragment)), WIRE)
+                values = CODEC.decode(await node.store.get(ref), layout.fragment_size(fragment))
+                forged = CODEC.encode(forge(values, layout.fragment_spans(fragment)))
                 inputs.append(await node.store.put(forged, owner="forged"))
             return replace(contribution, inputs=inputs)
 
@@ -149,8 +148,8 @@ def _publishing_forged_sums(forge: Forge) -> Callable[[GossipNode], None]:
             inputs: Sequence[tuple[PeerId, ShardRef, int]],
         ) -> ShardRef:
             data = await node.store.get(await honest(fragment, inputs))
-            values = decode_values(data, layout.fragment_size(fragment), WIRE)
-            return await node.store.put(encode_values(forge(values, layout.fragment_spans(fragment)), WIRE))
+            values = CODEC.decode(data, layout.fragment_size(fragment))
+            return await node.store.put(CODEC.encode(forge(values, layout.fragment_spans(fragment))))
 
         _instead(node.merge_host, "sum_fragment", sum_fragment)
 

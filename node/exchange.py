@@ -31,10 +31,10 @@ from p2p.errors import MalformedMessage, TransportError
 from p2p.limits import Limits
 from p2p.rpc import call
 from p2p.transport import PeerId, Transport
+from training.codecs.named import WIRES
 from training.learner import Learner
-from training.mixing import Refused, check_peer_values, mix
+from training.mixing import Refused, check_peer_values, decoded, mix
 from training.spec_sections import ExchangeSpec
-from training.wire import ELEMENT_BYTES, decode_values
 
 T = TypeVar("T")
 log = structlog.get_logger()
@@ -66,6 +66,7 @@ class Exchanger:
         pacer: Pacer | None,
     ) -> None:
         self._spec = spec
+        self._codec = WIRES[spec.wire]
         self._transport = transport
         self._trainer = trainer
         self._compute = compute
@@ -166,7 +167,7 @@ class Exchanger:
         self, peer: PeerId, fragment: int, own: torch.Tensor, pulled: list[tuple[PeerId, torch.Tensor]]
     ) -> None:
         try:
-            data = await self._fetch(peer, fragment, own.numel() * ELEMENT_BYTES[self._spec.wire])
+            data = await self._fetch(peer, fragment, self._codec.size_bytes(own.numel()))
         except (TransportError, FetchFailed) as error:
             log.info("pull failed", peer=peer, reason=error.what)
             return
@@ -179,10 +180,9 @@ class Exchanger:
         beginner = self._is_elder(peer) and self.mixes < BEGINNER_MIXES
 
         def check() -> torch.Tensor | Refused:
-            try:
-                values = decode_values(data, own.numel(), self._spec.wire)
-            except ValueError as error:
-                return Refused("shape", str(error))
+            values = decoded(self._codec, data, own.numel())
+            if isinstance(values, Refused):
+                return values
             return check_peer_values(own, values, spans, beginner=beginner) or values
 
         checked = await self._compute.run(check, lane="side", cost_s=self._costs.copy_s)

@@ -28,12 +28,11 @@ from node.compute import Compute
 from node.costs import Costs
 from p2p.errors import GossamerError
 from p2p.transport import PeerId
+from training.codecs.plain import FP32
 from training.layout import ParameterLayout
 from training.learner import Learner
 from training.merge_math import weighted_average
-from training.mixing import BEGINNER_TOKENS_SHARE, Refused, check_peer_values
-from training.spec_sections import Wire
-from training.wire import ELEMENT_BYTES, decode_values, encode_values
+from training.mixing import BEGINNER_TOKENS_SHARE, Refused, check_peer_values, decoded
 
 log = structlog.get_logger()
 
@@ -42,7 +41,7 @@ MERGES_KEPT = 3
 ACCEPTED_KEPT = 2
 """Records accepted on one link whose results stay pinned: the one that stands, and one on its way to replace it."""
 RESULT_TIMEOUT_S = 60.0
-WIRE: Wire = "fp32"
+CODEC = FP32
 """Merges are exact: contributions and results travel unrounded."""
 
 
@@ -168,20 +167,20 @@ class NodeMergeHost:
         elders = {peer for peer, _, _ in inputs if beginner and self._is_elder(peer)}
 
         def average() -> torch.Tensor | tuple[PeerId, Refused]:
-            decoded: dict[PeerId, torch.Tensor] = {}
+            inputs_of: dict[PeerId, torch.Tensor] = {}
             for peer, data, _ in arrived:
-                try:
-                    decoded[peer] = decode_values(data, layout.fragment_size(fragment), WIRE)
-                except ValueError as error:
-                    return peer, Refused("shape", str(error))
+                values = decoded(CODEC, data, layout.fragment_size(fragment))
+                if isinstance(values, Refused):
+                    return peer, values
+                inputs_of[peer] = values
             # One's own values are the measure for others': the contributed ones, or for a mere checker the live ones.
             # They are checked first, lest a broken node take everybody else for broken.
-            own = decoded[self._local] if live is None else live
-            for peer, values in sorted(decoded.items(), key=lambda item: item[0] != self._local):
+            own = inputs_of[self._local] if live is None else live
+            for peer, values in sorted(inputs_of.items(), key=lambda item: item[0] != self._local):
                 spans = layout.fragment_spans(fragment)
                 if refused := check_peer_values(own, values, spans, beginner=peer in elders):
                     return peer, refused
-            return weighted_average([(decoded[peer], weight) for peer, _, weight in arrived])
+            return weighted_average([(inputs_of[peer], weight) for peer, _, weight in arrived])
 
         result = await self._compute.run(average, lane="side", cost_s=self._costs.mix_s)
         if isinstance(result, tuple):
@@ -199,10 +198,9 @@ class NodeMergeHost:
         layout, beginner = self._trainer.layout, self._is_beginner()
 
         def check() -> Refused | None:
-            try:
-                values = decode_values(data, layout.fragment_size(fragment), WIRE)
-            except ValueError as error:
-                return Refused("shape", str(error))
+            values = decoded(CODEC, data, layout.fragment_size(fragment))
+            if isinstance(values, Refused):
+                return values
             return check_peer_values(own, values, layout.fragment_spans(fragment), beginner=beginner)
 
         if refused := await self._compute.run(check, lane="side", cost_s=self._costs.copy_s):
@@ -276,16 +274,18 @@ class NodeMergeHost:
         stored = [await self._store.get(ref) for ref in refs]
         layout = self._trainer.layout
 
-        def decode() -> torch.Tensor:
-            parts = [
-                decode_values(data, layout.fragment_size(fragment), WIRE)
-                for fragment, data in enumerate(stored)
-            ]
+        def decode() -> torch.Tensor | Refused:
+            parts: list[torch.Tensor] = []
+            for fragment, data in enumerate(stored):
+                part = decoded(CODEC, data, layout.fragment_size(fragment))
+                if isinstance(part, Refused):
+                    return part
+                parts.append(part)
             return layout.join(parts)
 
         values = await self._compute.run(decode, lane="side", cost_s=self._costs.copy_s)
-        if not bool(torch.isfinite(values).all()):
-            raise GossamerError("a merge with weights that are not finite", why="they would ruin the model")
+        if isinstance(values, Refused):
+            raise GossamerError(f"a merge of which {values.text}", why="it would ruin the model")
         return values
 
     def _is_beginner(self) -> bool:
@@ -299,9 +299,7 @@ class NodeMergeHost:
         return self._trainer.read()
 
     async def _encode(self, values: torch.Tensor) -> bytes:
-        return await self._compute.run(
-            lambda: encode_values(values, WIRE), lane="side", cost_s=self._costs.copy_s
-        )
+        return await self._compute.run(lambda: CODEC.encode(values), lane="side", cost_s=self._costs.copy_s)
 
     async def _pin_results(self, record_hash: bytes, results: Sequence[ShardRef]) -> None:
         owner = f"anchor/{record_hash.hex()}"
@@ -314,7 +312,7 @@ class NodeMergeHost:
 
 def contribution_bytes(layout: ParameterLayout) -> list[int]:
     """How long each fragment of a contribution, and of a merge's result, is."""
-    return [layout.fragment_size(f) * ELEMENT_BYTES[WIRE] for f in range(layout.fragments)]
+    return [CODEC.size_bytes(layout.fragment_size(f)) for f in range(layout.fragments)]
 
 
 def _inputs(parent: bytes) -> str:

@@ -26,9 +26,9 @@ from p2p.errors import CallRefused
 from p2p.limits import Limits
 from p2p.rpc import serve_calls
 from p2p.transport import PeerId, Transport
+from training.codecs.named import WIRES
 from training.learner import Learner
 from training.spec_sections import ExchangeSpec
-from training.wire import encode_values
 
 SHARED_S = 0.1
 """For how long a snapshot is given to others who ask."""
@@ -68,7 +68,7 @@ class Snapshots:
         self._store = store
         self._ledger = ledger
         self._limits = limits
-        self._wire = spec.wire
+        self._codec = WIRES[spec.wire]
         # On average as many peers pull from us as we pull from; twice as many at a time are rare.
         self._kept_max = 2 + 2 * spec.peers
         self._kept: dict[int, deque[_Kept]] = {}
@@ -111,7 +111,7 @@ class Snapshots:
         # Not in the ``train`` lane: there it would wait for the end of the inner step, and lose the asker as much
         # time. What is read in the middle of an optimizer step is for each element from before or after it.
         data = await self._compute.run(
-            lambda: encode_values(self._trainer.read(fragment), self._wire),
+            lambda: self._codec.encode(self._trainer.read(fragment)),
             lane="side",
             cost_s=self._costs.copy_s,
         )

@@ -24,6 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from training.codecs.codec import Codec, NotFinite
 from training.layout import TensorSpan
 from training.learner import all_finite
 from training.spec_sections import MixingRuleName
@@ -106,6 +107,16 @@ def mix(
     if not measured:
         return MixResult(values, 1.0, 1.0, 1.0)
     return MixResult(values, ratio_before / measured, ratio_after / measured, gain_max)
+
+
+def decoded(codec: Codec, data: bytes, count: int) -> Tensor | Refused:
+    """The values that a peer sent, finite all of them, or what is wrong with its bytes."""
+    try:
+        return codec.decode(data, count)
+    except NotFinite as error:
+        return Refused("non-finite", str(error))
+    except ValueError as error:
+        return Refused("shape", str(error))
 
 
 def check_peer_values(

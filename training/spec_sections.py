@@ -22,7 +22,7 @@ MODEL_FILES_BYTES_MAX = 64 << 20
 """The largest config and tokenizer of a Hugging Face model, together."""
 
 MixingRuleName = Literal["mean", "variance_corrected"]
-Wire = Literal["fp32", "bf16"]
+Wire = Literal["fp32", "bf16", "int8"]
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

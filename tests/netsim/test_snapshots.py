@@ -23,9 +23,9 @@ from p2p.rpc import call
 from p2p.transport import Transport
 from tests.gossip.world import IDENTITIES
 from tests.netsim.test_world import SPEC, small_corpus
+from training.codecs.named import WIRES
 from training.run_spec import run_id
 from training.trainer import Trainer
-from training.wire import decode_values
 
 KEPT_MAX = 2 + 2 * SPEC.exchange.peers
 
@@ -64,7 +64,7 @@ class Served:
     async def values(self, shard: ShardRef, fragment: int = 0) -> torch.Tensor:
         """The weights in it."""
         size = self.trainer.layout.fragment_size(fragment)
-        return decode_values(await self.store.get(shard), size, SPEC.exchange.wire)
+        return WIRES[SPEC.exchange.wire].decode(await self.store.get(shard), size)
 
 
 @asynccontextmanager

@@ -1,0 +1,1 @@
+"""Forms in which values travel: exact, quantised and sparse ones, and the error feedback that lossy ones need."""
