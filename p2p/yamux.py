@@ -39,8 +39,7 @@ CONTROL_FRAMES_MAX = 1024
 FLUSH_TIMEOUT_S = 1.0
 """How long a polite close waits for queued frames to leave."""
 SILENT_INTERVALS_MAX = 4
-"""After so many in a row without a byte a peer is given up. From the first on it is asked for a sign of life; one that is
-heard anyway is not asked."""
+"""After so many in a row without a byte a peer is given up. From the first on it is asked for a sign of life."""
 
 GO_AWAY_NORMAL = 0
 
