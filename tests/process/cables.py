@@ -2,7 +2,8 @@
 
 Owns a forwarder for each node, which is the only address that others are told of, and the flows through them. While a
 node is cut off, nothing passes on any flow from or to it, and nothing is closed either: as when a cable is pulled, only
-the missing signs of life tell. A flow belongs to the process that dialled it, which the kernel knows by its port.
+the missing signs of life tell. A flow belongs to the process that dialled it, which the kernel knows by its two ports.
+A flow whose dialler cannot be told is not carried, or it might pass a cable that is pulled.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from cli.node_commands import prepare_home
 from cli.node_process import NodeProcess
 
 CHUNK_BYTES_MAX = 1 << 16
+LOOKS_MAX = 3
+"""The kernel's table of connections is not read at one moment, so one that is there can be missing from it."""
 
 
 class Cables:
@@ -42,7 +45,7 @@ class Cables:
         self.carried_bytes[node.name] = 0
 
         async def forward(inbound: trio.SocketStream) -> None:
-            await self._forward(inbound, node.name, port)
+            await self._forward(inbound, node.name, port, dialled=ours)
 
         self._nursery.start_soon(trio.serve_listeners, forward, listeners)
 
@@ -58,11 +61,13 @@ class Cables:
         """Put its cable back; what was on its way goes on, if anybody still waits for it."""
         self._mended.pop(node.name).set()
 
-    async def _forward(self, inbound: trio.SocketStream, target: str, port: int) -> None:
-        dialler = self._owner(inbound.socket.getpeername()[1])
-        ends = (dialler, target)
+    async def _forward(self, inbound: trio.SocketStream, target: str, port: int, *, dialled: int) -> None:
         with contextlib.suppress(OSError):  # It does not listen.
             async with inbound:
+                dialler = self._owner(inbound.socket.getpeername()[1], dialled)
+                if dialler is None:
+                    return
+                ends = (dialler, target)
                 await self._intact(ends)
                 outbound = await trio.open_tcp_stream("127.0.0.1", port)
                 async with outbound, trio.open_nursery() as both:
@@ -73,34 +78,35 @@ class Cables:
         self,
         source: trio.SocketStream,
         sink: trio.SocketStream,
-        ends: tuple[str | None, str],
-        receiver: str | None,
+        ends: tuple[str, str],
+        receiver: str,
         flow: trio.CancelScope,
     ) -> None:
         with contextlib.suppress(trio.BrokenResourceError):  # An end that was killed.
             while data := await source.receive_some(CHUNK_BYTES_MAX):
                 await self._intact(ends)
                 await sink.send_all(data)
-                if receiver is not None:
-                    self.carried_bytes[receiver] += len(data)
+                self.carried_bytes[receiver] += len(data)
         flow.cancel()
 
-    async def _intact(self, ends: tuple[str | None, str]) -> None:
+    async def _intact(self, ends: tuple[str, str]) -> None:
         """Wait until neither end is cut off."""
         while broken := [self._mended[name] for name in ends if name in self._mended]:
             await broken[0].wait()
 
-    def _owner(self, port: int) -> str | None:
-        for name, node in self._nodes.items():
-            pid = node.row().pid
-            if pid is None:
-                continue
-            try:
-                held = psutil.Process(pid).net_connections(kind="tcp4")
-            except psutil.Error:
-                continue
-            if any(connection.laddr.port == port for connection in held):
-                return name
+    def _owner(self, port: int, dialled: int) -> str | None:
+        """Who dialled from ``port`` to ``dialled``; in another process the same port may lead elsewhere."""
+        for _ in range(LOOKS_MAX):
+            for name, node in self._nodes.items():
+                pid = node.row().pid
+                if pid is None:
+                    continue
+                try:
+                    held = psutil.Process(pid).net_connections(kind="tcp4")
+                except psutil.Error:
+                    continue
+                if any(c.laddr.port == port and c.raddr and c.raddr.port == dialled for c in held):
+                    return name
         return None
 
 
