@@ -8,12 +8,13 @@ kept, has to take the oldest record that is still to be had at its word.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 
 import trio
 
 from gossip.merge_chain import MergeChain
 from gossip.merge_record import Link, RecordRefused, check_committed, check_rootless, outranks, record_hash
+from gossip.merge_shape import MergeShape
 from gossip.messages import CommittedRecord, MergeReply, WantRecord
 from p2p.errors import GossamerError
 from p2p.identity import Signer
@@ -32,7 +33,7 @@ class MergeCatchUp:
         *,
         chain: MergeChain,
         run: bytes,
-        fragment_bytes: Sequence[int],
+        shape: MergeShape,
         signer: Signer,
         limits: Limits,
         ask: Callable[[PeerId, WantRecord], Awaitable[MergeReply]],
@@ -41,7 +42,7 @@ class MergeCatchUp:
     ) -> None:
         self._chain = chain
         self._run = run
-        self._fragment_bytes = fragment_bytes
+        self._shape = shape
         self._signer = signer
         self._limits = limits
         self._ask = ask
@@ -105,10 +106,10 @@ class MergeCatchUp:
             behind = branch[-1].record.height - (self._chain.link.height - 1)
             if not self._chain.link.is_genesis and behind < self._limits.merge_records_kept:
                 raise GossamerError("the branch is not held as far back as it leaves ours")
-            check_rootless(branch[0], self._run, self._fragment_bytes, self._signer)
+            check_rootless(branch[0], self._run, self._shape, self._signer)
         for committed in branch:
             if link is not None:
-                check_committed(committed, link, self._fragment_bytes, self._signer)
+                check_committed(committed, link, self._shape, self._signer)
             link = Link.after(committed.record)
             await trio.lowlevel.checkpoint()  # Checking signatures takes a while.
         assert link is not None

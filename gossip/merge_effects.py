@@ -38,9 +38,9 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Recompute:
-    """Owners disagree about ``fragment``: sum it here, and report."""
+    """Owners disagree about ``piece``: sum it here, and report."""
 
-    fragment: int
+    piece: int
     contributors: tuple[SignedContribution, ...]
 
 

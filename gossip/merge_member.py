@@ -10,7 +10,7 @@ member judges by what it heard itself, whatever a proposer says.
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection
 
 import trio
 
@@ -30,6 +30,7 @@ from gossip.merge_record import (
     sign_acknowledgement,
     sign_contribution,
 )
+from gossip.merge_shape import MergeShape
 from gossip.merge_work import MergeHost, MergeWork
 from gossip.messages import (
     AcceptedRecord,
@@ -81,7 +82,7 @@ class MergeMember:
         host: MergeHost,
         signer: Signer,
         disk: Disk,
-        fragment_bytes: Sequence[int],
+        shape: MergeShape,
         merge_period_s: float,
         limits: Limits,
         heard: Callable[[Ballot], None],
@@ -95,7 +96,7 @@ class MergeMember:
         self._signer = signer
         self._local = signer.peer
         self._disk = disk
-        self._fragment_bytes = fragment_bytes
+        self._shape = shape
         self._merge_period_s = merge_period_s
         self._limits = limits
         self._heard = heard
@@ -223,7 +224,7 @@ class MergeMember:
         own = self._contributions.get(link.parent)
         if own is None or own not in request.contributors:
             raise CallRefused("not-planned", "the plan does not contain what this owner offered")
-        check_contributions(link.run, link.parent, request.contributors, self._fragment_bytes, self._signer)
+        check_contributions(link.run, link.parent, request.contributors, self._shape, self._signer)
         self._heard(request.ballot)
         return await self._work.sum_owned(request)
 
@@ -236,7 +237,7 @@ class MergeMember:
         promised = self._acceptor(link).promised
         if promised is not None and request.ballot < promised:
             return Outbid(ballot=promised)
-        check_record(record, link, self._fragment_bytes, self._signer)
+        check_record(record, link, self._shape, self._signer)
         # A record proposed again was judged by its first acceptors; who was absent then may be back by now.
         if record.ballot == request.ballot:
             self._check_absent(record.absent)
@@ -256,7 +257,7 @@ class MergeMember:
     async def _on_commit(self, peer: PeerId, committed: CommittedRecord) -> None:
         link = self._chain.link
         if committed.record.parent == link.parent:
-            check_committed(committed, link, self._fragment_bytes, self._signer)
+            check_committed(committed, link, self._shape, self._signer)
             await self._extend([committed])
         else:
             self._hint(peer, record_hash(committed.record))

@@ -8,7 +8,7 @@ to recompute, and the end. Replies and deadlines of phases that are over are rec
   that some member has already accepted is proposed again (the one of the highest ballot); without one, plan. A
   record of which too many deciders have been unheard for long counts as none: see ``_is_given_up``.
 * *Planning*: the owners sum. Whoever does not answer or whose inputs do not arrive is left out, and the smaller
-  list is planned anew, until every fragment has a result under one list. The list only ever shrinks.
+  list is planned anew, until every piece has a result under one list. The list only ever shrinks.
 * *Accepting*: the record is decided once a quorum has acknowledged it under this ballot.
 """
 
@@ -32,6 +32,7 @@ from gossip.merge_record import (
     record_hash,
     require,
 )
+from gossip.merge_shape import MergeShape
 from gossip.merge_sums import Sums
 from gossip.messages import (
     AcceptedRecord,
@@ -45,7 +46,7 @@ from gossip.messages import (
     MergeRecord,
     MergeResults,
     Outbid,
-    ShardRef,
+    PieceResult,
     SignedContribution,
 )
 from p2p.identity import Signer
@@ -74,18 +75,19 @@ class Proposal:
         alive: Collection[PeerId],
         absent: Collection[PeerId],
         unheard: Callable[[Collection[PeerId]], Collection[PeerId]],
-        fragment_bytes: Sequence[int],
+        shape: MergeShape,
         replicas: int,
         pace: MergePace,
         signer: Signer,
     ) -> None:
-        self._link = link
+        self.link = link
+        """What the record of this attempt would fill."""
         self._ballot = ballot
         self._point = point
         self._alive = frozenset(alive)
         self._absent = sorted(absent)
         self._unheard = unheard
-        self._fragment_bytes = fragment_bytes
+        self._shape = shape
         self._replicas = replicas
         self._pace = pace
         self._signer = signer
@@ -116,8 +118,8 @@ class Proposal:
     def start(self) -> list[Effect]:
         """Call everybody."""
         call = MergeCall(
-            parent=self._link.parent,
-            height=self._link.height,
+            parent=self.link.parent,
+            height=self.link.height,
             point=self._point,
             ballot=self._ballot,
             absent=list(self._absent),
@@ -161,27 +163,24 @@ class Proposal:
         self._awaited.clear()
         return self._move_on()
 
-    def recomputed(self, fragment: int, result: ShardRef | None) -> list[Effect]:
-        """What this member computed for a disputed fragment; None when it could not."""
+    def recomputed(self, piece: int, result: PieceResult | None) -> list[Effect]:
+        """What this member computed for a disputed piece; None when it could not."""
         sums = self._sums
-        if self._phase != "planning" or sums is None or fragment not in sums.disputed():
+        if self._phase != "planning" or sums is None or piece not in sums.disputed():
             return []
         if result is None:
-            return self._fail(
-                f"owners disagree about fragment {fragment} and it could not be recomputed here"
-            )
-        if not sums.settle(fragment, result):
+            return self._fail(f"owners disagree about piece {piece} and it could not be recomputed here")
+        if not sums.settle(piece, result):
             return []
         wrong: list[Effect] = [
-            Suspect(owner, "equivocation", f"a wrong sum for fragment {fragment}")
-            for owner, fragment in sums.wrong()
+            Suspect(owner, "equivocation", f"a wrong sum for piece {piece}") for owner, piece in sums.wrong()
         ]
         return [*wrong, *self._propose_sums(sums)]
 
     def inspected(self, record: MergeRecord, faults: Mapping[int, str | None]) -> list[Effect]:
-        """What is wrong with the results of ``record``: a code for each fragment, None where it could not be had.
+        """What is wrong with the results of ``record``: a code for each piece, None where it could not be had.
 
-        Owners of such fragments are left out of the next plan; those who gave what must not be used are to blame.
+        Owners of such pieces are left out of the next plan; those who gave what must not be used are to blame.
         """
         sums = self._sums
         if record is not self._inspected or sums is None:
@@ -191,11 +190,11 @@ class Proposal:
             return self._propose(record, holders=[])
         dropped: set[PeerId] = set()
         blamed: list[Effect] = []
-        for fragment, code in sorted(faults.items()):
-            givers = sums.givers(fragment)
+        for piece, code in sorted(faults.items()):
+            givers = sums.givers(piece)
             dropped.update(givers)
             if code is not None:
-                blamed += [Suspect(peer, code, f"a sum of fragment {fragment}") for peer in givers]
+                blamed += [Suspect(peer, code, f"a sum of piece {piece}") for peer in givers]
         return [*blamed, *self._plan(sums.without(dropped))]
 
     # --- calling ----------------------------------------------------------------------------------------------
@@ -204,11 +203,11 @@ class Proposal:
         if offer.contribution is not None:
             require(offer.contribution.peer == peer, "malformed", "a contribution in another peer's name")
             check_contributions(
-                self._link.run, self._link.parent, [offer.contribution], self._fragment_bytes, self._signer
+                self.link.run, self.link.parent, [offer.contribution], self._shape, self._signer
             )
         if offer.accepted is not None:
             require(offer.accepted.ballot < self._ballot, "malformed", "a record accepted in the future")
-            check_record(offer.accepted.record, self._link, self._fragment_bytes, self._signer)
+            check_record(offer.accepted.record, self.link, self._shape, self._signer)
             self._accepted[peer] = offer.accepted
         if offer.contribution is not None and peer not in self._absent:
             self._offers[peer] = offer.contribution
@@ -220,7 +219,7 @@ class Proposal:
             newest = max(standing, key=lambda accepted: accepted.ballot)
             # Who decides about that record may be others than those this attempt counts; unless a quorum of them has
             # promised too, they may have decided for another one under a ballot in between.
-            members = electorate(newest.record, self._link)
+            members = electorate(newest.record, self.link)
             promised, needed = len(self._promised & members), quorum(members)
             if promised < needed:
                 return self._fail(
@@ -237,7 +236,7 @@ class Proposal:
         this attempt counts as gone. If the gone have decided it before they went, they are on another branch, as
         after a long partition, and the branch rule joins the two.
         """
-        members = electorate(record, self._link)
+        members = electorate(record, self.link)
         return not can_decide(members, self._unheard(members - self._voters))
 
     # --- planning ---------------------------------------------------------------------------------------------
@@ -249,8 +248,8 @@ class Proposal:
         self._stage += 1
         self._sums = Sums(
             contributors,
-            parent=self._link.parent,
-            fragment_bytes=self._fragment_bytes,
+            link=self.link,
+            shape=self._shape,
             replicas=self._replicas,
         )
         self._awaited = self._sums.owners()
@@ -258,7 +257,7 @@ class Proposal:
             max(sum(ref.size for ref in contribution.inputs) for contribution in contributors)
         )
         plan = MergePlan(
-            parent=self._link.parent,
+            parent=self.link.parent,
             ballot=self._ballot,
             contributors=contributors,
             timeout_s=OWNER_MARGIN * wait_s,
@@ -271,22 +270,24 @@ class Proposal:
         disputed = sums.disputed()
         if disputed:
             self._stage += 1
-            return [Recompute(fragment, tuple(sums.contributors)) for fragment in disputed]
+            return [Recompute(piece, tuple(sums.contributors)) for piece in disputed]
         return self._propose_sums(sums)
 
     def _propose_sums(self, sums: Sums) -> list[Effect]:
         names = [contribution.peer for contribution in sums.contributors]
+        results = sums.results()
         record = MergeRecord(
-            run=self._link.run,
-            parent=self._link.parent,
-            height=self._link.height,
+            run=self.link.run,
+            parent=self.link.parent,
+            height=self.link.height,
             point=self._point,
             ballot=self._ballot,
             contributors=sums.contributors,
-            results=sums.results(),
-            roster=next_roster(self._link, names, founders=self._alive),
+            results=[result.shard for result in results],
+            updates=[result.update for result in results if result.update is not None],
+            roster=next_roster(self.link, names, founders=self._alive),
             absent=list(self._absent),
-            participants_total=self._link.participants_total + len(names),
+            participants_total=self.link.participants_total + len(names),
         )
         self._stage += 1
         self._inspected = record
@@ -298,9 +299,9 @@ class Proposal:
         self._phase = "accepting"
         self._stage += 1
         self._record, self._record_hash = record, record_hash(record)
-        self._voters = electorate(record, self._link)
+        self._voters = electorate(record, self.link)
         self._awaited = set(self._voters)
-        wait_s = self._pace.transfer_s(sum(ref.size for ref in record.results))
+        wait_s = self._pace.transfer_s(sum(ref.size for ref in record.updates or record.results))
         accept = MergeAccept(
             ballot=self._ballot,
             record=record,
@@ -313,7 +314,7 @@ class Proposal:
 
     def _take_acknowledgement(self, peer: PeerId, acknowledgement: Acknowledgement) -> None:
         require(acknowledgement.peer == peer, "malformed", "an acknowledgement in another peer's name")
-        check_acknowledgement(acknowledgement, self._link.run, self._record_hash, self._ballot, self._signer)
+        check_acknowledgement(acknowledgement, self.link.run, self._record_hash, self._ballot, self._signer)
         self._acknowledgements[peer] = acknowledgement
 
     def _conclude(self) -> list[Effect]:

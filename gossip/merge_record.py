@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 from blake3 import blake3
 
+from gossip.merge_shape import MergeShape
 from gossip.messages import (
     Acknowledgement,
     AcknowledgementClaim,
@@ -143,17 +144,17 @@ def ranking(parent: bytes, members: Collection[PeerId]) -> list[PeerId]:
     return sorted(members, key=lambda peer: blake3(parent + peer.encode()).digest())
 
 
-def owners(parent: bytes, contributors: Sequence[str], fragments: int, replicas: int) -> list[list[PeerId]]:
-    """For each fragment, the contributors that sum it: of those that own the fewest so far, the highest in its ranking.
+def owners(parent: bytes, contributors: Sequence[str], pieces: int, replicas: int) -> list[list[PeerId]]:
+    """For each piece, the contributors that sum it: of those that own the fewest so far, the highest in its ranking.
 
-    The ranking is BLAKE3(parent || fragment || peer), as in rendezvous hashing. The load comes first because the merge
-    is as slow as its busiest owner: no two contributors differ by more than one fragment.
+    The ranking is BLAKE3(parent || piece || peer), as in rendezvous hashing. The load comes first because the merge
+    is as slow as its busiest owner: no two contributors differ by more than one piece.
     """
     copies = min(replicas, len(contributors))
     load: Counter[str] = Counter()
     chosen = []
-    for fragment in range(fragments):
-        salt = parent + fragment.to_bytes(4, "big")
+    for piece in range(pieces):
+        salt = parent + piece.to_bytes(4, "big")
         ranked = sorted(contributors, key=lambda peer: blake3(salt + peer.encode()).digest(), reverse=True)
         ranked.sort(key=lambda peer: load[peer])
         chosen.append([PeerId(peer) for peer in ranked[:copies]])
@@ -199,17 +200,15 @@ def check_contributions(
     run: bytes,
     parent: bytes,
     contributions: Sequence[SignedContribution],
-    fragment_bytes: Sequence[int],
+    shape: MergeShape,
     signer: Signer,
 ) -> None:
-    """Raise RecordRefused unless each contribution is its author's, for this link and model, and all are in order.
-
-    ``fragment_bytes``: how long the wire form of each fragment is.
-    """
+    """Raise RecordRefused unless each contribution is its author's, for this link and model, and all are in order."""
+    expected = shape.inputs(first=parent == genesis_hash(run))
     _check_ascending([contribution.peer for contribution in contributions], "contributors")
     for contribution in contributions:
         require(
-            [ref.size for ref in contribution.inputs] == list(fragment_bytes),
+            [ref.size for ref in contribution.inputs] == expected,
             "shape",
             "a contribution of another shape than the model's",
         )
@@ -220,13 +219,13 @@ def check_contributions(
         require(genuine, "signature", f"a contribution that {contribution.peer} did not sign")
 
 
-def check_record(record: MergeRecord, link: Link, fragment_bytes: Sequence[int], signer: Signer) -> None:
+def check_record(record: MergeRecord, link: Link, shape: MergeShape, signer: Signer) -> None:
     """Raise RecordRefused unless ``record`` follows every rule that can be checked from ``link`` alone."""
     require(record.run == link.run, "wrong-run", "a record of another run")
     require(record.parent == link.parent, "malformed", "a record with another parent")
     require(record.height == link.height, "malformed", "a record at the wrong height")
     require(record.point >= link.point, "malformed", "a record that goes back to an earlier merge point")
-    _check_results(record, fragment_bytes)
+    _check_results(record, shape)
     contributors = [contribution.peer for contribution in record.contributors]
     total = link.participants_total + len(contributors)
     require(record.participants_total == total, "malformed", "a record that miscounts its participants")
@@ -240,14 +239,12 @@ def check_record(record: MergeRecord, link: Link, fragment_bytes: Sequence[int],
         "malformed",
         "a record with a wrong roster",
     )
-    check_contributions(record.run, record.parent, record.contributors, fragment_bytes, signer)
+    check_contributions(record.run, record.parent, record.contributors, shape, signer)
 
 
-def check_committed(
-    committed: CommittedRecord, link: Link, fragment_bytes: Sequence[int], signer: Signer
-) -> None:
+def check_committed(committed: CommittedRecord, link: Link, shape: MergeShape, signer: Signer) -> None:
     """Raise RecordRefused unless ``committed`` proves that a quorum decided ``link`` for its record."""
-    check_record(committed.record, link, fragment_bytes, signer)
+    check_record(committed.record, link, shape, signer)
     members = electorate(committed.record, link)
     acknowledged = {PeerId(acknowledgement.peer) for acknowledgement in committed.acknowledgements}
     require(acknowledged <= members, "malformed", "an acknowledgement by a member without a voice")
@@ -255,9 +252,7 @@ def check_committed(
     _check_acknowledgements(committed, signer)
 
 
-def check_rootless(
-    committed: CommittedRecord, run: bytes, fragment_bytes: Sequence[int], signer: Signer
-) -> None:
+def check_rootless(committed: CommittedRecord, run: bytes, shape: MergeShape, signer: Signer) -> None:
     """Raise RecordRefused unless ``committed``, whose parent is out of reach, is at least consistent in itself.
 
     All a newcomer can check of the oldest record that anyone still keeps: signatures, order and counts. That
@@ -266,9 +261,9 @@ def check_rootless(
     record = committed.record
     require(record.height > 1, "malformed", "a first record that does not start at genesis")
     require(record.run == run, "wrong-run", "a record of another run")
-    _check_results(record, fragment_bytes)
+    _check_results(record, shape)
     _check_ascending([entry.peer for entry in record.roster], "roster")
-    check_contributions(record.run, record.parent, record.contributors, fragment_bytes, signer)
+    check_contributions(record.run, record.parent, record.contributors, shape, signer)
     _check_acknowledgements(committed, signer)
 
 
@@ -303,9 +298,11 @@ def _acknowledgement_claim(run: bytes, record: bytes, ballot: Ballot) -> bytes:
     return encode(AcknowledgementClaim(run=run, record=record, ballot=ballot))
 
 
-def _check_results(record: MergeRecord, fragment_bytes: Sequence[int]) -> None:
-    sizes = [ref.size for ref in record.results]
-    require(sizes == list(fragment_bytes), "shape", "a record of another shape than the model's")
+def _check_results(record: MergeRecord, shape: MergeShape) -> None:
+    first = record.height == 1
+    fits = [ref.size for ref in record.results] == shape.results(first=first)
+    fits &= [ref.size for ref in record.updates] == shape.moved(first=first)
+    require(fits, "shape", "a record of another shape than the model's")
 
 
 def _check_ascending(peers: Sequence[str], what: str) -> None:

@@ -1,4 +1,4 @@
-"""What the owners of one plan report: the sums of the fragments, and whose inputs they lack. IO-free.
+"""What the owners of one plan report: the sums of the pieces, and whose inputs they lack. IO-free.
 
 Owns one plan's results until they become a record, and who is left out of the next plan. Never asks anybody and never
 judges values: ``gossip.merge_proposer`` does the one, and has the other done. Every plan begins with nothing, for sums
@@ -10,52 +10,56 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
-from gossip.merge_record import RecordRefused, owners, require
-from gossip.messages import MergeResults, ShardRef, SignedContribution
+from gossip.merge_record import Link, owners, require
+from gossip.merge_shape import MergeShape
+from gossip.messages import MergeResults, PieceResult, SignedContribution
 from p2p.transport import PeerId
 
 
 class Sums:
-    """The sums of ``contributors``, sorted by peer, that their owners are asked for; ``fragment_bytes`` long each."""
+    """The sums of ``contributors``, sorted by peer, that their owners are asked for, for ``link``."""
 
     def __init__(
         self,
         contributors: Sequence[SignedContribution],
         *,
-        parent: bytes,
-        fragment_bytes: Sequence[int],
+        link: Link,
+        shape: MergeShape,
         replicas: int,
     ) -> None:
         self.contributors = list(contributors)
-        self._fragment_bytes = fragment_bytes
+        self._results = shape.results(first=link.is_genesis)
+        self._updates = shape.moved(first=link.is_genesis)
         names = [PeerId(contribution.peer) for contribution in contributors]
-        self._owners = owners(parent, names, len(fragment_bytes), replicas)
-        self._sums: list[dict[PeerId, ShardRef]] = [{} for _ in fragment_bytes]
+        self._owners = owners(link.parent, names, shape.pieces, replicas)
+        self._sums: list[dict[PeerId, PieceResult]] = [{} for _ in self._results]
         self._missing: set[tuple[PeerId, PeerId]] = set()
         """(owner, contributor): this owner could not get or use that contributor's inputs."""
-        self._settled: dict[int, ShardRef] = {}
+        self._settled: dict[int, PieceResult] = {}
 
     def owners(self) -> set[PeerId]:
         """Everybody who is asked for a sum."""
-        return {owner for per_fragment in self._owners for owner in per_fragment}
+        return {owner for per_piece in self._owners for owner in per_piece}
 
     def take(self, owner: PeerId, results: MergeResults) -> None:
         """What ``owner`` reports. Raises RecordRefused for what it was not asked for."""
         contributors = {contribution.peer for contribution in self.contributors}
         require(contributors.issuperset(results.missing), "malformed", "a stranger reported missing")
         for result in results.results:
-            owned = result.fragment < len(self._owners) and owner in self._owners[result.fragment]
-            require(owned, "malformed", "a result for another owner's fragment")
-            if result.shard.size != self._fragment_bytes[result.fragment]:
-                raise RecordRefused("shape", f"a sum of fragment {result.fragment} of the wrong size")
+            owned = result.piece < len(self._owners) and owner in self._owners[result.piece]
+            require(owned, "malformed", "a result for another owner's piece")
+            update_bytes = self._updates[result.piece] if self._updates else None
+            fits = result.shard.size == self._results[result.piece]
+            fits &= (result.update.size if result.update is not None else None) == update_bytes
+            require(fits, "shape", f"a sum of piece {result.piece} of the wrong size")
         self._missing |= {(owner, PeerId(peer)) for peer in results.missing if peer != owner}
         for result in results.results:
-            self._sums[result.fragment][owner] = result.shard
+            self._sums[result.piece][owner] = result
 
     def complete(self) -> bool:
-        """Whether every fragment has a sum that counts.
+        """Whether every piece has a sum that counts.
 
-        One does not where another owner of the fragment lacks the inputs of whoever gave it: nobody could compare it.
+        One does not where another owner of the piece lacks the inputs of whoever gave it: nobody could compare it.
         """
         return all(map(self._counts, self._owners, self._sums))
 
@@ -64,44 +68,42 @@ class Sums:
         return any(giver not in lacked for giver in sums)
 
     def disputed(self) -> list[int]:
-        """Fragments about which owners disagree, ascending."""
-        return [fragment for fragment, sums in enumerate(self._sums) if len(set(sums.values())) > 1]
+        """Pieces about which owners disagree, ascending."""
+        return [piece for piece, sums in enumerate(self._sums) if len(set(sums.values())) > 1]
 
-    def settle(self, fragment: int, result: ShardRef) -> bool:
-        """The right sum of a disputed fragment; returns whether all are settled."""
-        self._settled[fragment] = result
+    def settle(self, piece: int, result: PieceResult) -> bool:
+        """The right sum of a disputed piece; returns whether all are settled."""
+        self._settled[piece] = result
         return len(self._settled) == len(self.disputed())
 
     def wrong(self) -> list[tuple[PeerId, int]]:
-        """Whose sum of which disputed fragment was another one, by fragment, then by owner."""
+        """Whose sum of which disputed piece was another one, by piece, then by owner."""
         return [
-            (owner, fragment)
-            for fragment, right in sorted(self._settled.items())
-            for owner, result in sorted(self._sums[fragment].items())
+            (owner, piece)
+            for piece, right in sorted(self._settled.items())
+            for owner, result in sorted(self._sums[piece].items())
             if result != right
         ]
 
-    def results(self) -> list[ShardRef]:
-        """One sum of each fragment, in order."""
+    def results(self) -> list[PieceResult]:
+        """One sum of each piece, in order."""
         return [
-            self._settled.get(fragment) or next(iter(sums.values()))
-            for fragment, sums in enumerate(self._sums)
+            self._settled.get(piece) or next(iter(sums.values())) for piece, sums in enumerate(self._sums)
         ]
 
-    def givers(self, fragment: int) -> list[PeerId]:
-        """Who reported the sum of ``fragment`` that ``results`` has, sorted."""
-        result = self.results()[fragment]
-        return sorted(peer for peer, given in self._sums[fragment].items() if given == result)
+    def givers(self, piece: int) -> list[PeerId]:
+        """Who reported the sum of ``piece`` that ``results`` has, sorted."""
+        result = self.results()[piece]
+        return sorted(peer for peer, given in self._sums[piece].items() if given == result)
 
     def reliable(self) -> list[SignedContribution]:
         """The contributors of the next plan where this one is not complete: strictly fewer."""
         dropped = {
             owner
-            for fragment, per_fragment in enumerate(self._owners)
-            for owner in per_fragment
+            for piece, per_piece in enumerate(self._owners)
+            for owner in per_piece
             # Nothing delivered and nobody to blame for it: the owner itself did not answer.
-            if owner not in self._sums[fragment]
-            and not any(owner == reporter for reporter, _ in self._missing)
+            if owner not in self._sums[piece] and not any(owner == reporter for reporter, _ in self._missing)
         }
         return self.without(dropped | cover(edge for edge in self._missing if not dropped.intersection(edge)))
 

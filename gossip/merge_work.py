@@ -1,4 +1,4 @@
-"""The data side of a merge: owners sum fragments, everybody gets hold of the results.
+"""The data side of a merge: owners sum pieces, everybody gets hold of the results.
 
 Owns which inputs are pulled from whom, how many at once and until when, and the sums made for the present link.
 Decides nothing about the chain. What weights are and how they are averaged is the host's business: here they are
@@ -16,10 +16,10 @@ from gossip.merge_record import RecordRefused, capped_weights, owners
 from gossip.messages import (
     CommittedRecord,
     Contribution,
-    FragmentResult,
     MergePlan,
     MergeRecord,
     MergeResults,
+    PieceResult,
     ShardRef,
     SignedContribution,
 )
@@ -53,13 +53,24 @@ class MergeHost(Protocol):
         Raises GossamerError or OSError when it cannot be stored.
         """
 
-    async def sum_fragment(self, fragment: int, inputs: Sequence[tuple[PeerId, ShardRef, int]]) -> ShardRef:
-        """Store the weighted average of (peer, shard, weight) inputs, which are all in the store, in that order.
+    async def sum_piece(
+        self, parent: bytes, piece: int, inputs: Sequence[tuple[PeerId, ShardRef, int]]
+    ) -> PieceResult:
+        """Store what the weighted average of (peer, shard, weight) inputs, all in the store, in that order, comes to.
 
         Raises InputRefused naming the peer whose values must be left out, GossamerError or OSError otherwise.
         """
 
-    async def check_result(self, fragment: int, ref: ShardRef) -> None:
+    def holds_anchor(self, record: bytes) -> bool:
+        """Whether updates can be applied here to the results of ``record``."""
+
+    async def apply_update(self, parent: bytes, piece: int, update: ShardRef) -> ShardRef:
+        """Store the result that ``update``, which is in the store, makes of ``piece`` of the results of ``parent``.
+
+        Raises ResultRefused for an update of no form, GossamerError or OSError otherwise.
+        """
+
+    async def check_result(self, piece: int, ref: ShardRef) -> None:
         """Raise ResultRefused unless this result, which is in the store, may be adopted."""
 
     async def fetch(self, ref: ShardRef, holders: Sequence[PeerId], timeout_s: float) -> None:
@@ -99,17 +110,17 @@ class MergeWork:
         *,
         local: PeerId,
         host: MergeHost,
-        fragments: int,
+        pieces: int,
         replicas: int,
         limits: Limits,
     ) -> None:
         self._local = local
         self._host = host
-        self._fragments = fragments
+        self._pieces = pieces
         self._replicas = replicas
         self._fetches = trio.CapacityLimiter(limits.fetches_max)
-        self._sums: dict[tuple[int, tuple[bytes, ...]], ShardRef] = {}
-        """Sums made for the present link, by fragment and the signatures of what went in."""
+        self._sums: dict[tuple[int, tuple[bytes, ...]], PieceResult] = {}
+        """Sums made for the present link, by piece and the signatures of what went in."""
         self._summing = trio.CancelScope()
 
     def forget(self) -> None:
@@ -117,54 +128,52 @@ class MergeWork:
         self._sums.clear()
 
     async def sum_owned(self, plan: MergePlan) -> MergeResults:
-        """Sum the fragments that are ours under ``plan``, which was checked."""
+        """Sum the pieces that are ours under ``plan``, which was checked."""
         self._summing.cancel()  # A proposer that plans anew does not wait for the old plan any more.
         names = [contribution.peer for contribution in plan.contributors]
         owned = [
-            fragment
-            for fragment, chosen in enumerate(owners(plan.parent, names, self._fragments, self._replicas))
+            piece
+            for piece, chosen in enumerate(owners(plan.parent, names, self._pieces, self._replicas))
             if self._local in chosen
         ]
-        results: list[FragmentResult] = []
+        results: list[PieceResult] = []
         missing: set[PeerId] = set()
 
-        async def sum_one(fragment: int) -> None:
-            result = await self._sum(fragment, plan.contributors, plan.timeout_s, missing)
+        async def sum_one(piece: int) -> None:
+            result = await self._sum(plan.parent, piece, plan.contributors, plan.timeout_s, missing)
             if result is not None:
-                results.append(FragmentResult(fragment=fragment, shard=result))
+                results.append(result)
 
         with trio.CancelScope() as self._summing:
             async with trio.open_nursery() as nursery:
-                for fragment in owned:
-                    nursery.start_soon(sum_one, fragment)
-        return MergeResults(
-            results=sorted(results, key=lambda result: result.fragment), missing=sorted(missing)
-        )
+                for piece in owned:
+                    nursery.start_soon(sum_one, piece)
+        return MergeResults(results=sorted(results, key=lambda result: result.piece), missing=sorted(missing))
 
     async def recompute(
-        self, fragment: int, contributors: Sequence[SignedContribution], timeout_s: float
-    ) -> ShardRef | None:
-        """The sum of ``fragment`` made here, whoever owns it; None when an input cannot be had."""
-        return await self._sum(fragment, contributors, timeout_s, set())
+        self, parent: bytes, piece: int, contributors: Sequence[SignedContribution], timeout_s: float
+    ) -> PieceResult | None:
+        """The sum of ``piece`` made here, whoever owns it; None when an input cannot be had."""
+        return await self._sum(parent, piece, contributors, timeout_s, set())
 
     async def obtain(self, record: MergeRecord, holders: Sequence[PeerId], timeout_s: float) -> None:
         """Have every result of ``record`` in the store, from its owners or ``holders``. Raises GossamerError."""
         names = [contribution.peer for contribution in record.contributors]
-        summed_by = owners(record.parent, names, self._fragments, self._replicas)
+        summed_by = owners(record.parent, names, self._pieces, self._replicas)
         failures: list[GossamerError] = []
 
-        async def obtain_one(fragment: int) -> None:
+        async def obtain_one(piece: int) -> None:
             candidates = [
-                peer for peer in dict.fromkeys([*summed_by[fragment], *holders]) if peer != self._local
+                peer for peer in dict.fromkeys([*summed_by[piece], *holders]) if peer != self._local
             ]
             try:
-                await self._fetch(record.results[fragment], candidates, timeout_s)
+                await self._obtain(record, piece, candidates, timeout_s)
             except GossamerError as error:
                 failures.append(error)
 
         async with trio.open_nursery() as nursery:
-            for fragment in range(self._fragments):
-                nursery.start_soon(obtain_one, fragment)
+            for piece in range(self._pieces):
+                nursery.start_soon(obtain_one, piece)
         if failures:
             raise failures[0]
 
@@ -175,53 +184,77 @@ class MergeWork:
 
         Raises RecordRefused for a wrong result, GossamerError for one that cannot be had.
         """
-        for fragment in disputed:
-            await self._sum(fragment, record.contributors, timeout_s, set())
-        for fragment, result in enumerate(record.results):
-            own = self._sums.get(_key(fragment, record.contributors))
-            if fragment in disputed and own is None:
-                raise GossamerError(f"the inputs of disputed fragment {fragment} cannot be had")
-            if own is not None and own != result:
+        for piece in disputed:
+            await self._sum(record.parent, piece, record.contributors, timeout_s, set())
+        for piece, result in enumerate(record.results):
+            own = self._sums.get(_key(piece, record.contributors))
+            if piece in disputed and own is None:
+                raise GossamerError(f"the inputs of disputed piece {piece} cannot be had")
+            if own is not None and (own.shard, own.update) != (result, _update(record, piece)):
                 raise RecordRefused(
-                    "equivocation", f"the record's fragment {fragment} is not the sum of its inputs"
+                    "equivocation", f"the record's piece {piece} is not the sum of its inputs"
                 )
         await self.obtain(record, holders, timeout_s)
-        for fragment, result in enumerate(record.results):
-            await self._host.check_result(fragment, result)
+        for piece, result in enumerate(record.results):
+            await self._host.check_result(piece, result)
 
     async def inspect(self, record: MergeRecord, timeout_s: float) -> dict[int, GossamerError]:
-        """What keeps each fragment of ``record`` from being proposed, where something does; results come to the store.
+        """What keeps each piece of ``record`` from being proposed, where something does; results come to the store.
 
         A ResultRefused is the owner's fault; any other error says that the result cannot be had.
         """
         names = [contribution.peer for contribution in record.contributors]
-        summed_by = owners(record.parent, names, self._fragments, self._replicas)
+        summed_by = owners(record.parent, names, self._pieces, self._replicas)
         faults: dict[int, GossamerError] = {}
 
-        async def inspect_one(fragment: int) -> None:
-            result = record.results[fragment]
+        async def inspect_one(piece: int) -> None:
+            result = record.results[piece]
             try:
-                await self._fetch(
-                    result, [peer for peer in summed_by[fragment] if peer != self._local], timeout_s
-                )
-                await self._host.check_result(fragment, result)
+                owned_by = [peer for peer in summed_by[piece] if peer != self._local]
+                await self._obtain(record, piece, owned_by, timeout_s)
+                await self._host.check_result(piece, result)
             except GossamerError as error:
-                faults[fragment] = error
+                faults[piece] = error
 
         async with trio.open_nursery() as nursery:
-            for fragment in range(self._fragments):
-                nursery.start_soon(inspect_one, fragment)
+            for piece in range(self._pieces):
+                nursery.start_soon(inspect_one, piece)
         return faults
+
+    async def _obtain(
+        self, record: MergeRecord, piece: int, holders: Sequence[PeerId], timeout_s: float
+    ) -> None:
+        """Have one result in the store: made of its update where that can be had and applied, or else as it is.
+
+        Raises ResultRefused where the update leads to something else, GossamerError when neither can be had.
+        """
+        result, update = record.results[piece], _update(record, piece)
+        if update is not None and self._host.holds_anchor(record.parent):
+            try:
+                await self._fetch(update, holders, timeout_s)
+                made = await self._host.apply_update(record.parent, piece, update)
+            except ResultRefused:
+                raise
+            except (GossamerError, OSError):
+                made = None
+            if made is not None:
+                if made != result:
+                    raise ResultRefused(
+                        "equivocation", f"the update of piece {piece} leads to something else"
+                    )
+                return
+        await self._fetch(result, holders, timeout_s)
 
     async def _sum(
         self,
-        fragment: int,
+        parent: bytes,
+        piece: int,
         contributors: Sequence[SignedContribution],
         timeout_s: float,
         missing: set[PeerId],
-    ) -> ShardRef | None:
-        """The sum of ``fragment``; None, and the culprits added to ``missing``, when there is none."""
-        key = _key(fragment, contributors)
+    ) -> PieceResult | None:
+        """The sum of ``piece``; None, and the culprits added to ``missing``, when there is none."""
+        key = _key(piece, contributors)
         if key in self._sums:
             return self._sums[key]
         lacking: set[PeerId] = set()
@@ -229,7 +262,7 @@ class MergeWork:
         async def pull(contribution: SignedContribution) -> None:
             peer = PeerId(contribution.peer)
             try:
-                await self._fetch(contribution.inputs[fragment], [peer], timeout_s)
+                await self._fetch(contribution.inputs[piece], [peer], timeout_s)
             except GossamerError:
                 lacking.add(peer)
 
@@ -240,11 +273,11 @@ class MergeWork:
         if not lacking:
             weights = capped_weights([contribution.weight for contribution in contributors])
             inputs = [
-                (PeerId(contribution.peer), contribution.inputs[fragment], weight)
+                (PeerId(contribution.peer), contribution.inputs[piece], weight)
                 for contribution, weight in zip(contributors, weights, strict=True)
             ]
             try:
-                self._sums[key] = await self._host.sum_fragment(fragment, inputs)
+                self._sums[key] = await self._host.sum_piece(parent, piece, inputs)
             except InputRefused as refused:
                 lacking.add(refused.peer)
             except (GossamerError, OSError):
@@ -264,5 +297,9 @@ class MergeWork:
             raise GossamerError(f"shard {ref.root.hex()[:8]} did not arrive within {timeout_s:.1f} s")
 
 
-def _key(fragment: int, contributors: Sequence[SignedContribution]) -> tuple[int, tuple[bytes, ...]]:
-    return fragment, tuple(contribution.signature for contribution in contributors)
+def _update(record: MergeRecord, piece: int) -> ShardRef | None:
+    return record.updates[piece] if record.updates else None
+
+
+def _key(piece: int, contributors: Sequence[SignedContribution]) -> tuple[int, tuple[bytes, ...]]:
+    return piece, tuple(contribution.signature for contribution in contributors)

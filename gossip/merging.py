@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 import trio
@@ -25,6 +25,7 @@ from gossip.merge_member import MergeMember
 from gossip.merge_pace import MergePace
 from gossip.merge_proposer import Proposal
 from gossip.merge_record import outranks
+from gossip.merge_shape import MergeShape
 from gossip.merge_turns import MergeTurns
 from gossip.merge_work import InputRefused, MergeHost, MergeWork, ResultRefused
 from gossip.messages import (
@@ -86,7 +87,7 @@ class Merger:
         run: bytes,
         disk: Disk,
         host: MergeHost,
-        fragment_bytes: Sequence[int],
+        shape: MergeShape,
         replicas: int,
         merge_period_s: float,
         limits: Limits,
@@ -98,7 +99,7 @@ class Merger:
         self._signer = signer
         self._local = signer.peer
         self._host = host
-        self._fragment_bytes = fragment_bytes
+        self._shape = shape
         self._replicas = replicas
         self._limits = limits
         self._note = note
@@ -110,7 +111,7 @@ class Merger:
         self._catch_up = MergeCatchUp(
             chain=self._chain,
             run=run,
-            fragment_bytes=fragment_bytes,
+            shape=shape,
             signer=signer,
             limits=limits,
             ask=partial(self._request, timeout_s=limits.call_timeout_s),
@@ -118,7 +119,7 @@ class Merger:
             note=note,
         )
         self._work = MergeWork(
-            local=self._local, host=host, fragments=len(fragment_bytes), replicas=replicas, limits=limits
+            local=self._local, host=host, pieces=shape.pieces, replicas=replicas, limits=limits
         )
         self._member = MergeMember(
             chain=self._chain,
@@ -126,7 +127,7 @@ class Merger:
             host=host,
             signer=signer,
             disk=disk,
-            fragment_bytes=fragment_bytes,
+            shape=shape,
             merge_period_s=merge_period_s,
             limits=limits,
             heard=self._heard,
@@ -265,7 +266,7 @@ class Merger:
             alive=alive,
             absent=self._member.absent(link.voters(absent=()) - alive),
             unheard=self._member.absent,
-            fragment_bytes=self._fragment_bytes,
+            shape=self._shape,
             replicas=self._replicas,
             pace=self._pace,
             signer=self._signer,
@@ -345,15 +346,16 @@ class Merger:
         events: Events,
     ) -> None:
         size = sum(ref.size for ref in effect.contributors[0].inputs)
-        result = await self._work.recompute(effect.fragment, effect.contributors, self._pace.transfer_s(size))
-        await events.send(partial(proposal.recomputed, effect.fragment, result))
+        parent = proposal.link.parent
+        timeout_s = self._pace.transfer_s(size)
+        result = await self._work.recompute(parent, effect.piece, effect.contributors, timeout_s)
+        await events.send(partial(proposal.recomputed, effect.piece, result))
 
     async def _inspect(self, proposal: Proposal, effect: Inspect, events: Events) -> None:
-        size = sum(ref.size for ref in effect.record.results)
+        size = sum(ref.size for ref in effect.record.updates or effect.record.results)
         faults = await self._work.inspect(effect.record, self._pace.transfer_s(size))
         codes = {
-            fragment: error.code if isinstance(error, ResultRefused) else None
-            for fragment, error in faults.items()
+            piece: error.code if isinstance(error, ResultRefused) else None for piece, error in faults.items()
         }
         await events.send(partial(proposal.inspected, effect.record, codes))
 

@@ -411,7 +411,7 @@ class Ballot(Message, frozen=True, order=True):
 
 
 class Contribution(Message, frozen=True):
-    """What one member puts into a merge: an integer weight and one input shard per fragment, in order."""
+    """What one member puts into a merge: an integer weight and one input shard per piece, in order."""
 
     peer: PeerText
     weight: Annotated[int, Meta(ge=1, le=2**40)]
@@ -453,7 +453,9 @@ class MergeRecord(Message, frozen=True):
     contributors: Annotated[list[SignedContribution], Meta(min_length=1, max_length=1024)]
     """Sorted by peer: the order of summation."""
     results: Annotated[list[ShardRef], Meta(min_length=1, max_length=1024)]
-    """The averaged fragments, in order."""
+    """What all adopt, piece by piece: averaged weights, or the state that an update leads to."""
+    updates: Annotated[list[ShardRef], Meta(max_length=1024)]
+    """What leads from the parent's results to these, piece by piece; empty where the results themselves travel."""
     roster: Annotated[list[RosterEntry], Meta(min_length=1, max_length=1024)]
     """Sorted by peer: whose acknowledgements count for the next link."""
     absent: Annotated[list[PeerText], Meta(max_length=1024)]
@@ -528,7 +530,7 @@ class Elsewhere(Message, frozen=True):
 
 
 class MergePlan(Message, frozen=True):
-    """Who is to be averaged. Each owner sums its fragments and answers MergeResults within ``timeout_s``."""
+    """Who is to be averaged. Each owner sums its pieces and answers MergeResults within ``timeout_s``."""
 
     parent: Hash
     ballot: Ballot
@@ -536,17 +538,19 @@ class MergePlan(Message, frozen=True):
     timeout_s: Annotated[float, Meta(gt=0, le=3600)]
 
 
-class FragmentResult(Message, frozen=True):
-    """The average of one fragment, as its owner computed it."""
+class PieceResult(Message, frozen=True):
+    """The average of one piece, as its owner computed it."""
 
-    fragment: Count
+    piece: Count
     shard: ShardRef
+    update: ShardRef | None
+    """What leads from the parent's result to this one; None where this one itself travels."""
 
 
 class MergeResults(Message, frozen=True):
     """What an owner summed, and whose inputs it could not get or had to refuse."""
 
-    results: Annotated[list[FragmentResult], Meta(max_length=1024)]
+    results: Annotated[list[PieceResult], Meta(max_length=1024)]
     missing: Annotated[list[PeerText], Meta(max_length=1024)]
 
 
@@ -558,7 +562,7 @@ class MergeAccept(Message, frozen=True):
     holders: Annotated[list[PeerText], Meta(max_length=16)]
     """Members known to hold all results, besides the owners and the proposer."""
     disputed: Annotated[list[Count], Meta(max_length=1024)]
-    """Fragments whose owners disagreed: to be recomputed from the inputs, not fetched."""
+    """Pieces whose owners disagreed: to be recomputed from the inputs, not fetched."""
     timeout_s: Annotated[float, Meta(gt=0, le=3600)]
 
 

@@ -24,18 +24,20 @@ from gossip.messages import (
     Heartbeat,
     Message,
     Notice,
+    PieceResult,
     ShardRef,
 )
 from gossip.notices import Difference, Verdict
 from gossip.shard_transfer import ShardServer
 from gossip.store import ShardStore
 from node.gossip_node import GossipNode
-from node.merge_host import CODEC
 from node.snapshots import Snapshots
 from p2p.codec import decode
 from p2p.transport import PeerId
+from training.codecs.plain import FP32
 from training.layout import TensorSpan
 from training.learner import Learner
+from training.pieces import Pieces
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -117,7 +119,7 @@ def _serving_forged_fragments(forge: Forge) -> Callable[[GossipNode], None]:
 
 def _contributing_forged_inputs(forge: Forge) -> Callable[[GossipNode], None]:
     def spoil(node: GossipNode) -> None:
-        layout = node.trainer.layout
+        pieces = Pieces.of(node.trainer.layout)
 
         async def contribute(
             honest: Callable[[bytes, int], Awaitable[Contribution | None]], parent: bytes, point: int
@@ -127,9 +129,9 @@ def _contributing_forged_inputs(forge: Forge) -> Callable[[GossipNode], None]:
                 return None
             await node.store.release("forged")
             inputs = []
-            for fragment, ref in enumerate(contribution.inputs):
-                values = CODEC.decode(await node.store.get(ref), layout.fragment_size(fragment))
-                forged = CODEC.encode(forge(values, layout.fragment_spans(fragment)))
+            for piece, ref in enumerate(contribution.inputs):
+                values = FP32.decode(await node.store.get(ref), pieces.size(piece))
+                forged = FP32.encode(forge(values, pieces.spans(piece)))
                 inputs.append(await node.store.put(forged, owner="forged"))
             return replace(contribution, inputs=inputs)
 
@@ -140,18 +142,20 @@ def _contributing_forged_inputs(forge: Forge) -> Callable[[GossipNode], None]:
 
 def _publishing_forged_sums(forge: Forge) -> Callable[[GossipNode], None]:
     def spoil(node: GossipNode) -> None:
-        layout = node.trainer.layout
+        pieces = Pieces.of(node.trainer.layout)
 
-        async def sum_fragment(
-            honest: Callable[[int, Sequence[tuple[PeerId, ShardRef, int]]], Awaitable[ShardRef]],
-            fragment: int,
+        async def sum_piece(
+            honest: Callable[[bytes, int, Sequence[tuple[PeerId, ShardRef, int]]], Awaitable[PieceResult]],
+            parent: bytes,
+            piece: int,
             inputs: Sequence[tuple[PeerId, ShardRef, int]],
-        ) -> ShardRef:
-            data = await node.store.get(await honest(fragment, inputs))
-            values = CODEC.decode(data, layout.fragment_size(fragment))
-            return await node.store.put(CODEC.encode(forge(values, layout.fragment_spans(fragment))))
+        ) -> PieceResult:
+            result = await honest(parent, piece, inputs)
+            values = FP32.decode(await node.store.get(result.shard), pieces.size(piece))
+            forged = FP32.encode(forge(values, pieces.spans(piece)))
+            return replace(result, shard=await node.store.put(forged))
 
-        _instead(node.merge_host, "sum_fragment", sum_fragment)
+        _instead(node.merge_host, "sum_piece", sum_piece)
 
     return spoil
 

@@ -13,12 +13,14 @@ from functools import partial
 import structlog
 import trio
 
+from gossip.merge_record import genesis_hash
 from gossip.merging import Merger
 from gossip.messages import Heartbeat
 from node.checkpoints import Checkpointer
 from node.exchange import Exchanger
 from node.life import NodeState
-from node.merge_host import Adoption, NodeMergeHost, contribution_bytes
+from node.merge_host import Adoption, NodeMergeHost
+from node.merge_values import MergeValues
 from node.merges import Merges
 from node.node import LOSS_TOLD_MAX, Node, Weights, Which
 from node.rounds import AwaitFinalMerge, Exchange, Finished, MemberProgress, Rounds, Train
@@ -29,6 +31,7 @@ from p2p.transport import PeerId
 from training.learner import Learner
 from training.merge_math import weights_hash
 from training.mixing import BEGINNER_TOKENS_SHARE
+from training.outer_state import updates_of
 from training.run_spec import RunSpec
 
 log = structlog.get_logger()
@@ -63,12 +66,22 @@ class GossipNode(Node):
         )
         self.merge_host = NodeMergeHost(
             local=self.local,
+            genesis=genesis_hash(self.run_id),
             trainer=trainer,
             compute=runtime.compute,
             costs=runtime.costs,
             store=self.store,
             fetcher=self.fetcher,
-            ledger=self.ledger,
+            values=MergeValues(
+                layout=trainer.layout,
+                compute=runtime.compute,
+                costs=runtime.costs,
+                store=self.store,
+                ledger=self.ledger,
+                updates=updates_of(spec.outer),
+                # Several owners of one piece must come to the same bytes, and owe different things.
+                owes=spec.merge.replicas == 1,
+            ),
             alive=self._alive,
             unheard_s=self._unheard_s,
             void_mixes=lambda: self.exchanger.void_mixes(),
@@ -82,7 +95,7 @@ class GossipNode(Node):
             run=self.run_id,
             disk=runtime.disk,
             host=self.merge_host,
-            fragment_bytes=contribution_bytes(trainer.layout),
+            shape=self.merge_host.shape,
             replicas=spec.merge.replicas,
             merge_period_s=spec.merge.period_s,
             limits=limits,

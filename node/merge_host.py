@@ -1,11 +1,9 @@
-"""What a global merge asks of this node's weights: contribute a snapshot, sum a fragment, adopt the anchor.
+"""What a global merge asks of this node's weights: contribute a snapshot, sum a piece, adopt the anchor.
 
-Owns the anchor (the weights of the last committed merge) and the rule that takes it into the live weights,
-``live <- anchor + (live - own contribution)``. The agreement itself is ``gossip.merging``; the arithmetic is
-``training.merge_math``. Inputs stay pinned until a commit, results for two more merges. The results of a record are
+Owns the anchor (what the last committed merge came to) and the rule that takes it into the live weights,
+``live <- anchor + (live - own contribution)``. The agreement itself is ``gossip.merging``; what shards hold is
+``node.merge_values``. Inputs stay pinned until a commit, results for two more merges. The results of a record are
 durable before its acceptance is said: others may have to fetch them from here alone.
-
-Bits: everything that must be equal on all members is computed on the CPU from shard bytes, in the order of the record.
 """
 
 from __future__ import annotations
@@ -19,20 +17,18 @@ import structlog
 import torch
 import trio
 
-from gossip.ledger import PeerLedger
-from gossip.merge_work import InputRefused, ResultRefused
-from gossip.messages import CommittedRecord, Contribution, MergeRecord, ShardRef
+from gossip.merge_shape import MergeShape
+from gossip.messages import CommittedRecord, Contribution, MergeRecord, PieceResult, ShardRef
 from gossip.shard_transfer import ShardFetcher
 from gossip.store import ShardStore
 from node.compute import Compute
 from node.costs import Costs
+from node.merge_values import Inputs, MergeValues, Pledge
 from p2p.errors import GossamerError
 from p2p.transport import PeerId
-from training.codecs.plain import FP32
-from training.layout import ParameterLayout
 from training.learner import Learner
-from training.merge_math import weighted_average
-from training.mixing import BEGINNER_TOKENS_SHARE, Refused, check_peer_values, decoded
+from training.mixing import BEGINNER_TOKENS_SHARE, Refused
+from training.outer_state import OuterState
 
 log = structlog.get_logger()
 
@@ -41,8 +37,6 @@ MERGES_KEPT = 3
 ACCEPTED_KEPT = 2
 """Records accepted on one link whose results stay pinned: the one that stands, and one on its way to replace it."""
 RESULT_TIMEOUT_S = 60.0
-CODEC = FP32
-"""Merges are exact: contributions and results travel unrounded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +59,13 @@ class NodeMergeHost:
         self,
         *,
         local: PeerId,
+        genesis: bytes,
         trainer: Learner,
         compute: Compute,
         costs: Costs,
         store: ShardStore,
         fetcher: ShardFetcher,
-        ledger: PeerLedger,
+        values: MergeValues,
         alive: Callable[[], Sequence[PeerId]],
         unheard_s: Callable[[PeerId], float],
         void_mixes: Callable[[], None],
@@ -78,18 +73,22 @@ class NodeMergeHost:
         adopted: Callable[[Adoption], None],
         tokens_at_anchor: int,
     ) -> None:
+        """``genesis``: what the first record of the run names as the one before it."""
         self._local = local
+        self._genesis = genesis
         self._trainer = trainer
         self._compute = compute
         self._costs = costs
         self._store = store
         self._fetcher = fetcher
-        self._ledger = ledger
+        self._values = values
         self._alive = alive
         self._unheard_s = unheard_s
         self._void_mixes = void_mixes
         self._is_elder = is_elder
         self._adopted = adopted
+        self._pledges: dict[bytes, Pledge] = {}
+        """By the record that they are to follow."""
         self._contributions: dict[bytes, Contribution] = {}
         self._pinned_results: deque[str] = deque()
         self._accepted: deque[str] = deque()
@@ -100,8 +99,19 @@ class NodeMergeHost:
         self._superseded = False
         """Whether a merge of this life is or was taken over: the last one of the life before is of no use then."""
         self.tokens_at_anchor = tokens_at_anchor
-        self.anchor: torch.Tensor | None = None
+        self._head = genesis
+        """The record whose results are held as ``_state``."""
+        self._state: OuterState | None = None
+
+    @property
+    def anchor(self) -> torch.Tensor | None:
         """Flat fp32 weights of the last committed merge, or None before the first."""
+        return None if self._state is None else self._state.anchor
+
+    @property
+    def shape(self) -> MergeShape:
+        """How long the shards of this run's merges are."""
+        return self._values.shape
 
     def alive(self) -> Sequence[PeerId]:
         """Members believed alive, this node included."""
@@ -112,21 +122,22 @@ class NodeMergeHost:
         return self._unheard_s(peer)
 
     async def contribute(self, parent: bytes, point: int) -> Contribution | None:
-        """This node's input to the merge after ``parent``: the live weights as of now, the same for every attempt."""
+        """This node's input to the merge after ``parent``: the live weights as of now, the same for every attempt.
+
+        None while the results of ``parent`` are not held here, when what is to be told is how far we came from them.
+        """
         if parent in self._contributions:
             return self._contributions[parent]
+        if self.shape.updates and parent != self._head:
+            return None
+        state = self._state
         values = await self._compute.run(self._pledge, lane="train", cost_s=self._costs.copy_s)
         tokens = self._trainer.tokens
-        inputs = [
-            await self._store.put(
-                await self._encode(self._trainer.layout.cut(values, fragment)), owner=_inputs(parent)
-            )
-            for fragment in range(self._trainer.layout.fragments)
-        ]
+        pledge = await self._values.pledge(state, values, owner=_inputs(parent))
         contribution = Contribution(
-            peer=self._local, weight=max(1, tokens - self.tokens_at_anchor), inputs=inputs
+            peer=self._local, weight=max(1, tokens - self.tokens_at_anchor), inputs=pledge.inputs
         )
-        self._contributions[parent] = contribution
+        self._pledges[parent], self._contributions[parent] = pledge, contribution
         return contribution
 
     async def fetch(self, ref: ShardRef, holders: Sequence[PeerId], timeout_s: float) -> None:
@@ -139,7 +150,7 @@ class NodeMergeHost:
         """Pin the results, as far as they are in the store, until the link is decided."""
         self._accepted_serial += 1
         owner = f"accepted/{self._accepted_serial}"
-        for ref in record.results:
+        for ref in (*record.results, *record.updates):
             self._store.pin(ref, owner)
         self._accepted.append(owner)
         while len(self._accepted) > ACCEPTED_KEPT:
@@ -151,70 +162,54 @@ class NodeMergeHost:
         for ref in record.results:
             await self._store.put(await self._store.get(ref), sync=True)
 
-    async def sum_fragment(self, fragment: int, inputs: Sequence[tuple[PeerId, ShardRef, int]]) -> ShardRef:
-        """The weighted average of one fragment's inputs, in the order given, stored.
+    async def sum_piece(
+        self, parent: bytes, piece: int, inputs: Sequence[tuple[PeerId, ShardRef, int]]
+    ) -> PieceResult:
+        """The weighted average of one piece's inputs, in the order given, and what it leads to; stored.
 
         Raises InputRefused naming the contributor whose values are not finite or out of all proportion.
         """
-        layout = self._trainer.layout
-        live = None
-        if all(peer != self._local for peer, _, _ in inputs):
-            live = await self._compute.run(
-                partial(self._trainer.read, fragment), lane="train", cost_s=self._costs.copy_s
-            )
-        arrived = [(peer, await self._store.get(ref), weight) for peer, ref, weight in inputs]
+        state = self._base_of(parent)
+        pledge = self._pledges.get(parent)
+        own = pledge.values if pledge is not None else await self._read_live()
         beginner = self._is_beginner()
-        elders = {peer for peer, _, _ in inputs if beginner and self._is_elder(peer)}
-
-        def average() -> torch.Tensor | tuple[PeerId, Refused]:
-            inputs_of: dict[PeerId, torch.Tensor] = {}
-            for peer, data, _ in arrived:
-                values = decoded(CODEC, data, layout.fragment_size(fragment))
-                if isinstance(values, Refused):
-                    return peer, values
-                inputs_of[peer] = values
-            # One's own values are the measure for others': the contributed ones, or for a mere checker the live ones.
-            # They are checked first, lest a broken node take everybody else for broken.
-            own = inputs_of[self._local] if live is None else live
-            for peer, values in sorted(inputs_of.items(), key=lambda item: item[0] != self._local):
-                spans = layout.fragment_spans(fragment)
-                if refused := check_peer_values(own, values, spans, beginner=peer in elders):
-                    return peer, refused
-            return weighted_average([(inputs_of[peer], weight) for peer, _, weight in arrived])
-
-        result = await self._compute.run(average, lane="side", cost_s=self._costs.mix_s)
-        if isinstance(result, tuple):
-            peer, refused = result
-            self._ledger.note(peer, refused.code, refused.text)
-            raise InputRefused(peer, refused.text)
-        return await self._store.put(await self._encode(result))
-
-    async def check_result(self, fragment: int, ref: ShardRef) -> None:
-        """Raise ResultRefused unless this result, which is in the store, is finite and in proportion to our weights."""
-        data = await self._store.get(ref)
-        own = await self._compute.run(
-            partial(self._trainer.read, fragment), lane="train", cost_s=self._costs.copy_s
+        return await self._values.sum(
+            state,
+            Inputs(
+                piece=piece,
+                shards=inputs,
+                own=self._values.pieces.cut(own, piece),
+                local=self._local,
+                elders=frozenset(peer for peer, _, _ in inputs if beginner and self._is_elder(peer)),
+            ),
         )
-        layout, beginner = self._trainer.layout, self._is_beginner()
 
-        def check() -> Refused | None:
-            values = decoded(CODEC, data, layout.fragment_size(fragment))
-            if isinstance(values, Refused):
-                return values
-            return check_peer_values(own, values, layout.fragment_spans(fragment), beginner=beginner)
+    def holds_anchor(self, record: bytes) -> bool:
+        """Whether updates can be applied here to the results of ``record``."""
+        return self._state is not None and self._head == record
 
-        if refused := await self._compute.run(check, lane="side", cost_s=self._costs.copy_s):
-            raise ResultRefused(refused.code, refused.text)
+    async def apply_update(self, parent: bytes, piece: int, update: ShardRef) -> ShardRef:
+        """Store the result that ``update`` makes of a piece of the results of ``parent``. Raises ResultRefused."""
+        state = self._base_of(parent)
+        if state is None:
+            raise GossamerError("nothing that an update could be applied to")
+        return await self._values.apply(state, piece, update)
+
+    async def check_result(self, piece: int, ref: ShardRef) -> None:
+        """Raise ResultRefused unless this result, which is in the store, is finite and in proportion to our weights."""
+        own = self._values.pieces.cut(await self._read_live(), piece)
+        await self._values.check(piece, ref, own, beginner=self._is_beginner())
 
     async def adopt(
         self, committed: CommittedRecord, record_hash: bytes, contributed: bool, *, duration_s: float
     ) -> None:
         """Take the committed average, whose results are in the store, as the anchor, and re-base the live weights."""
         self._superseded = True
-        own = self._contributions.get(committed.record.parent) if contributed else None
-        contribution = await self._assemble(own.inputs) if own is not None else None
+        pledge = self._pledges.get(committed.record.parent) if contributed else None
+        contribution = None if pledge is None else pledge.values
         async with self._taking:
             await self._take(committed.record, record_hash, contribution, rebase=True, duration_s=duration_s)
+        self._values.settle(pledge, committed.record.updates)
         await self._forget_inputs(committed.record)
         while self._accepted:
             await self._store.release(self._accepted.popleft())
@@ -228,6 +223,7 @@ class NodeMergeHost:
         for parent in {record.parent, *self._contributions}:
             await self._store.release(_inputs(parent))
         self._contributions.clear()
+        self._pledges.clear()
 
     async def recover(self, committed: CommittedRecord, record_hash: bytes, *, rebase: bool) -> None:
         """After a restart: find the anchor of the last commit again, fetching what the store has lost.
@@ -253,14 +249,16 @@ class NodeMergeHost:
         rebase: bool,
         duration_s: float,
     ) -> None:
-        anchor = await self._assemble(record.results)
+        state = await self._values.assemble(record.results)
+        if isinstance(state, Refused):
+            raise GossamerError(f"a merge of which {state.text}", why="it would ruin the model")
         if rebase:
             await self._compute.run(
-                partial(self._rebase, anchor, contribution), lane="train", cost_s=self._costs.copy_s
+                partial(self._rebase, state.anchor, contribution), lane="train", cost_s=self._costs.copy_s
             )
-        self.anchor = anchor
-        await self._pin_results(record_hash, record.results)
-        self._adopted(Adoption(record_hash, record, anchor, contribution, duration_s))
+        self._head, self._state = record_hash, state
+        await self._pin_results(record_hash, record)
+        self._adopted(Adoption(record_hash, record, state.anchor, contribution, duration_s))
 
     def _rebase(self, anchor: torch.Tensor, contribution: torch.Tensor | None) -> None:
         self.tokens_at_anchor = self._trainer.tokens
@@ -269,24 +267,16 @@ class NodeMergeHost:
         self._trainer.write(anchor if contribution is None else anchor + (live - contribution))
         self._void_mixes()
 
-    async def _assemble(self, refs: Sequence[ShardRef]) -> torch.Tensor:
-        """The flat vector whose fragments are ``refs``. Raises GossamerError unless all are held, whole and finite."""
-        stored = [await self._store.get(ref) for ref in refs]
-        layout = self._trainer.layout
+    def _base_of(self, parent: bytes) -> OuterState | None:
+        """What updates of the link after ``parent`` start from; None where weights travel. Raises GossamerError."""
+        if not self.shape.updates or parent == self._genesis:
+            return None
+        if parent != self._head or self._state is None:
+            raise GossamerError("the anchor that this merge builds on is not held here")
+        return self._state
 
-        def decode() -> torch.Tensor | Refused:
-            parts: list[torch.Tensor] = []
-            for fragment, data in enumerate(stored):
-                part = decoded(CODEC, data, layout.fragment_size(fragment))
-                if isinstance(part, Refused):
-                    return part
-                parts.append(part)
-            return layout.join(parts)
-
-        values = await self._compute.run(decode, lane="side", cost_s=self._costs.copy_s)
-        if isinstance(values, Refused):
-            raise GossamerError(f"a merge of which {values.text}", why="it would ruin the model")
-        return values
+    async def _read_live(self) -> torch.Tensor:
+        return await self._compute.run(self._trainer.read, lane="train", cost_s=self._costs.copy_s)
 
     def _is_beginner(self) -> bool:
         """Whether this node's weights may be no measure for others': early in its run, and based on no merge."""
@@ -298,21 +288,13 @@ class NodeMergeHost:
         self._void_mixes()
         return self._trainer.read()
 
-    async def _encode(self, values: torch.Tensor) -> bytes:
-        return await self._compute.run(lambda: CODEC.encode(values), lane="side", cost_s=self._costs.copy_s)
-
-    async def _pin_results(self, record_hash: bytes, results: Sequence[ShardRef]) -> None:
+    async def _pin_results(self, record_hash: bytes, record: MergeRecord) -> None:
         owner = f"anchor/{record_hash.hex()}"
-        for ref in results:
+        for ref in (*record.results, *record.updates):
             self._store.pin(ref, owner)
         self._pinned_results.append(owner)
         while len(self._pinned_results) > MERGES_KEPT:
             await self._store.release(self._pinned_results.popleft())
-
-
-def contribution_bytes(layout: ParameterLayout) -> list[int]:
-    """How long each fragment of a contribution, and of a merge's result, is."""
-    return [CODEC.size_bytes(layout.fragment_size(f)) for f in range(layout.fragments)]
 
 
 def _inputs(parent: bytes) -> str:

@@ -34,12 +34,14 @@ from training.spec_sections import (
     NpzDataSpec,
     OneByteSpec,
     OptimizerSpec,
+    OuterSpec,
+    PlainOuterSpec,
     Section,
     StdlibDataSpec,
     TrainSpec,
 )
 
-FORMAT = 2
+FORMAT = 3
 """Version of the canonical form. Another number is another run, and another program."""
 
 SPEC_BYTES_MAX = 64 << 10
@@ -68,8 +70,9 @@ class RunSpec(Section, frozen=True):
     train: TrainSpec = TrainSpec()
     exchange: ExchangeSpec = ExchangeSpec()
     merge: MergeSpec = MergeSpec()
+    outer: OuterSpec = PlainOuterSpec()
     one_byte: OneByteSpec | UnsetType = UNSET
-    """One-byte mode: in place of optimizer, exchange and merge, of which it has no use."""
+    """One-byte mode: in place of optimizer, exchange, merge and outer, of which it has no use."""
 
     def __post_init__(self) -> None:
         if isinstance(self.model, MlpSpec) != isinstance(self.data, NpzDataSpec):
@@ -104,7 +107,12 @@ class RunSpec(Section, frozen=True):
             raise ValueError(
                 'in one-byte mode all nodes start from the same weights: set init = "shared" beside the name'
             )
-        unused = {"optimizer": AdamWSpec(), "exchange": ExchangeSpec(), "merge": MergeSpec()}
+        unused = {
+            "optimizer": AdamWSpec(),
+            "exchange": ExchangeSpec(),
+            "merge": MergeSpec(),
+            "outer": PlainOuterSpec(),
+        }
         for section, default in unused.items():
             if getattr(self, section) != default:
                 raise ValueError(f"one-byte mode has no use of the section {section}: leave it out")

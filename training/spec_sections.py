@@ -10,6 +10,7 @@ leave that key out and means the default's; the canonical bytes always name it.
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Annotated, Literal, TypeAlias
 
 import msgspec
@@ -23,6 +24,17 @@ MODEL_FILES_BYTES_MAX = 64 << 20
 
 MixingRuleName = Literal["mean", "variance_corrected"]
 Wire = Literal["fp32", "bf16", "int8"]
+UpdateWire = Literal["fp32", "bf16", "int8", "e3m0", "top64"]
+
+
+def nesterov_rate_max(momentum: float) -> float:
+    """The rate beyond which Nesterov's steps grow even where members agree on where to go, to two decimals.
+
+    With x the distance to where all inner steps lead, which they cover in full, a step is
+    x <- x - rate (x + momentum m), m <- momentum m + x: both eigenvalues are within the unit circle up to
+    (2 + 2 momentum) / (1 + 2 momentum).
+    """
+    return math.floor(100 * (2 + 2 * momentum) / (1 + 2 * momentum)) / 100
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -224,6 +236,32 @@ class MergeSpec(Section, frozen=True):
     def __post_init__(self) -> None:
         if list(self.points) != sorted(set(self.points)):
             raise ValueError("merge points must ascend, each named once")
+
+
+class PlainOuterSpec(Section, frozen=True, kw_only=True, tag_field="kind", tag="none"):
+    """A merge is the exact average of weights, which travel as they are."""
+
+
+class NesterovSpec(Section, frozen=True, kw_only=True, tag_field="kind", tag="nesterov"):
+    """DiLoCo: the first merge averages weights; each after it moves the anchor by how far members have come from it on
+    average, with momentum (``training.outer_steps``). Only these differences travel."""
+
+    rate: Annotated[float, Meta(gt=0, le=2)] = 0.7
+    """eta, of the outer step."""
+    momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.9
+    """mu."""
+    wire: UpdateWire = "e3m0"
+    """What differences travel in. What it leaves out is sent with the next ones."""
+
+    def __post_init__(self) -> None:
+        if self.rate > (most := nesterov_rate_max(self.momentum)):
+            raise ValueError(
+                f"outer.rate ({self.rate:g}) would drive the anchor away with outer.momentum = {self.momentum:g}: "
+                f"set it to {most:.2f} or less"
+            )
+
+
+OuterSpec: TypeAlias = PlainOuterSpec | NesterovSpec
 
 
 class OneByteSpec(Section, frozen=True):

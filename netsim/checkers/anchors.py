@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from blake3 import blake3
 
-from gossip.merge_record import owners
+from gossip.merge_record import genesis_hash, owners
 from gossip.messages import (
     CHUNK_BYTES,
     CommittedRecord,
@@ -29,7 +29,9 @@ from gossip.store import ref_of
 from netsim.checkers.base import Machine, Report, Watcher, World, short
 from node.gossip_node import GossipNode
 from node.merge_host import Adoption
-from training.layout import ParameterLayout
+from training.outer_state import updates_of
+from training.pieces import Pieces
+from training.run_spec import run_id
 
 Values = npt.NDArray[np.float32]
 
@@ -72,7 +74,8 @@ class Pledges:
 class ExactAverage(Watcher):
     """A committed anchor is the fp64 average, weights capped, members in order, of exactly what its members pledged.
 
-    Each contribution is what its author pledged for that link, and the members are sorted, none named twice.
+    Each contribution is what its author pledged for that link, and the members are sorted, none named twice. Where
+    merges go by updates, the anchor is where the one before and its update lead to, worked out anew.
     """
 
     name = "exact-average"
@@ -82,10 +85,13 @@ class ExactAverage(Watcher):
         self._pledges = pledges
         self._seen: OrderedDict[bytes, None] = OrderedDict()
         """Records that were checked."""
+        self._updates = updates_of(world.spec.outer)
+        self._states: OrderedDict[bytes, list[tuple[Values, Values] | None]] = OrderedDict()
+        """By record, where merges go by updates: anchor and momentum of each piece, as far as its update was seen."""
 
     def attach(self, machine: Machine, node: GossipNode) -> None:
         """See the weights that are pledged, each committed record, and each anchor that is taken."""
-        host, layout = node.merge_host, node.trainer.layout
+        host, pieces = node.merge_host, Pieces.of(node.trainer.layout)
         pledged: list[Values] = []
         self.after(host, "_pledge", lambda values: pledged.append(values.numpy().copy()))
 
@@ -94,7 +100,7 @@ class ExactAverage(Watcher):
 
             def done(contribution: Contribution | None) -> None:
                 if contribution is not None and len(pledged) > known:
-                    self._take_pledge(machine, layout, parent, Pledge(contribution, pledged[-1]))
+                    self._take_pledge(machine, pieces, parent, Pledge(contribution, pledged[-1]))
                     pledged.clear()
 
             return done
@@ -102,20 +108,25 @@ class ExactAverage(Watcher):
         self.watch(host, "contribute", contribute)
         chain = node.merger._chain
         self.after(
-            chain, "_follow", lambda _, name: self._check_record(machine, layout, name, chain.get(name))
+            chain, "_follow", lambda _, name: self._check_record(machine, pieces, name, chain.get(name))
         )
-        self.after(host, "_adopted", lambda _, adoption: self._check_adoption(machine, layout, adoption))
+        self.after(host, "_adopted", lambda _, adoption: self._check_adoption(machine, pieces, adoption))
 
-    def _take_pledge(self, machine: Machine, layout: ParameterLayout, parent: bytes, pledge: Pledge) -> None:
-        expected = [name_of(part.tobytes()) for part in cut(layout, pledge.values)]
-        if pledge.contribution.inputs != expected or pledge.contribution.peer != machine.identity.peer:
+    def _take_pledge(self, machine: Machine, pieces: Pieces, parent: bytes, pledge: Pledge) -> None:
+        expected = [name_of(part.tobytes()) for part in cut(pieces, pledge.values)]
+        as_weights = [ref.size for ref in pledge.contribution.inputs] == [ref.size for ref in expected]
+        if (
+            pledge.contribution.peer != machine.identity.peer
+            or as_weights != (self._updates is None or parent == genesis_hash(run_id(self.world.spec)))
+            or (as_weights and pledge.contribution.inputs != expected)
+        ):
             self.fail(
                 f"a contribution to link {short(parent)} that is not the weights pledged", machine.number
             )
         self._pledges.add(parent, pledge)
 
     def _check_record(
-        self, machine: Machine, layout: ParameterLayout, name: bytes, committed: CommittedRecord | None
+        self, machine: Machine, pieces: Pieces, name: bytes, committed: CommittedRecord | None
     ) -> None:
         """A record that ``machine`` holds from now on, under the name that its chain has worked out."""
         if committed is None or name in self._seen:
@@ -134,50 +145,101 @@ class ExactAverage(Watcher):
                     f"record {short(name)} with a contribution that {contribution.peer} never pledged to it",
                     machine.number,
                 )
-        summed_by = owners(record.parent, names, layout.fragments, self.world.spec.merge.replicas)
-        for fragment, result in enumerate(record.results):
+        if self._updates is not None and record.updates:
+            return self._check_updates(machine, pieces, record, name)
+        summed_by = owners(record.parent, names, len(pieces), self.world.spec.merge.replicas)
+        for piece, result in enumerate(record.results):
             # What only hostile members have summed, nobody can refute.
-            if any(map(self.is_honest, summed_by[fragment])):
-                self._check_result(machine, layout, record, fragment, result, name)
+            if any(map(self.is_honest, summed_by[piece])):
+                self._check_result(machine, pieces, record, piece, result, name)
+        if self._updates is not None:
+            at_rest = [
+                np.frombuffer(data, np.float32) for ref in record.results if (data := self._bytes_of(ref))
+            ]
+            if len(at_rest) == len(pieces):
+                self._remember_state(name, [(values, np.zeros_like(values)) for values in at_rest])
 
     def _check_result(
         self,
         machine: Machine,
-        layout: ParameterLayout,
+        pieces: Pieces,
         record: MergeRecord,
-        fragment: int,
+        piece: int,
         result: ShardRef,
         name: bytes,
     ) -> None:
-        inputs = [self._input(layout, record.parent, one, fragment) for one in record.contributors]
+        inputs = [self._input(pieces, record.parent, one, piece) for one in record.contributors]
         known = [values for values in inputs if values is not None]
         if len(known) < len(inputs):
             return
         expected = average(known, [contribution.weight for contribution in record.contributors])
         if result != name_of(expected.tobytes()):
             self.fail(
-                f"fragment {fragment} of record {short(name)} is not the average of its inputs",
+                f"piece {piece} of record {short(name)} is not the average of its inputs",
                 machine.number,
             )
 
-    def _check_adoption(self, machine: Machine, layout: ParameterLayout, adoption: Adoption) -> None:
-        parts = cut(layout, adoption.anchor.numpy())
-        if [name_of(part.tobytes()) for part in parts] != adoption.record.results:
+    def _check_updates(self, machine: Machine, pieces: Pieces, record: MergeRecord, name: bytes) -> None:
+        """Whether each result is the state that its update leads to from the parent's."""
+        assert self._updates is not None
+        before = self._states.get(record.parent) or [None] * len(pieces)
+        after: list[tuple[Values, Values] | None] = []
+        for piece, (state, update, result) in enumerate(
+            zip(before, record.updates, record.results, strict=True)
+        ):
+            data = self._bytes_of(update)
+            if state is None:
+                data = self._bytes_of(result)
+                halves = None if data is None else np.split(np.frombuffer(data, np.float32), 2)
+                after.append(None if halves is None else (halves[0], halves[1]))
+                continue
+            if data is None:
+                after.append(None)
+                continue
+            delta = self._updates.codec.decode(data, pieces.size(piece)).numpy()
+            led_to = stepped(*state, delta, rate=self._updates.rate, memory=self._updates.memory)
+            after.append(led_to)
+            if result != name_of(np.concatenate(led_to).tobytes()):
+                self.fail(
+                    f"piece {piece} of record {short(name)} is not what its update leads to", machine.number
+                )
+        self._remember_state(name, after)
+
+    def _remember_state(self, name: bytes, state: list[tuple[Values, Values] | None]) -> None:
+        self._states[name] = state
+        while len(self._states) > LINKS_KEPT:
+            self._states.popitem(last=False)
+
+    def _check_adoption(self, machine: Machine, pieces: Pieces, adoption: Adoption) -> None:
+        parts = cut(pieces, adoption.anchor.numpy())
+        if adoption.record.updates:
+            known = self._states.get(adoption.record_hash, [None] * len(parts))
+            wrong = any(
+                state is not None and not np.array_equal(state[0], part)
+                for state, part in zip(known, parts, strict=True)
+            )
+        else:
+            wrong = [name_of(part.tobytes()) for part in parts] != adoption.record.results
+        if wrong:
             self.fail(
                 f"the anchor taken for record {short(adoption.record_hash)} is not its results",
                 machine.number,
             )
 
     def _input(
-        self, layout: ParameterLayout, parent: bytes, contribution: SignedContribution, fragment: int
+        self, pieces: Pieces, parent: bytes, contribution: SignedContribution, piece: int
     ) -> Values | None:
         """What one contributor put into one fragment; None when it is a stranger's and nobody honest holds it."""
         if (pledge := self._pledges.find(parent, contribution)) is not None:
-            return cut(layout, pledge.values)[fragment]
-        ref = contribution.inputs[fragment]
-        caches = (node.store._cache for _, node in self.running())
-        data = next((cache[ref] for cache in caches if ref in cache), None)
+            return cut(pieces, pledge.values)[piece]
+        ref = contribution.inputs[piece]
+        data = self._bytes_of(ref)
         return None if data is None else np.frombuffer(data, np.float32)
+
+    def _bytes_of(self, ref: ShardRef) -> bytes | None:
+        """A shard, if somebody has it at hand."""
+        caches = (node.store._cache for _, node in self.running())
+        return next((cache[ref] for cache in caches if ref in cache), None)
 
 
 class EqualBits(Watcher):
@@ -317,9 +379,22 @@ def average(inputs: Sequence[Values], weights: Sequence[int]) -> Values:
     return (total / sum(capped)).astype(np.float32)
 
 
-def cut(layout: ParameterLayout, values: Values) -> list[Values]:
-    """The fragments of a flat vector."""
-    return [values[layout.fragment_slice(fragment)] for fragment in range(layout.fragments)]
+def stepped(
+    anchor: Values, momentum: Values, delta: Values, *, rate: float, memory: float
+) -> tuple[Values, Values]:
+    """Nesterov's step in fp32: where an anchor goes, and its momentum, after an average pseudo-gradient.
+
+    The difference is first made a mean of weights, which rounds it, as whoever averages weights would.
+    """
+    mean = anchor - delta
+    moved = anchor - mean
+    momentum = momentum * np.float32(memory) + moved
+    return mean + (moved * np.float32(1.0 - rate) - momentum * np.float32(rate * memory)), momentum
+
+
+def cut(pieces: Pieces, values: Values) -> list[Values]:
+    """The pieces of a flat vector."""
+    return [values[pieces.bounds[piece] : pieces.bounds[piece + 1]] for piece in range(len(pieces))]
 
 
 def name_of(data: bytes) -> ShardRef:

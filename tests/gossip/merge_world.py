@@ -14,16 +14,17 @@ from collections.abc import AsyncIterator, Callable, Sequence
 import trio
 from blake3 import blake3
 
+from gossip.merge_shape import MergeShape
 from gossip.merge_work import ResultRefused
 from gossip.merging import InputRefused, Merger
-from gossip.messages import CommittedRecord, Contribution, MergeRecord, ShardRef
+from gossip.messages import CommittedRecord, Contribution, MergeRecord, PieceResult, ShardRef
 from netsim.network import SimHost, SimNetwork, open_sim_network
 from p2p.errors import GossamerError
 from p2p.limits import Limits
 from p2p.transport import PeerDown, PeerId, PeerUp, ProtocolName, StreamHandler
 from tests.gossip.world import RUN, MemoryDisk
 
-FRAGMENTS = 3
+PIECES = 3
 ABSURD = 10**30
 """No weighted sum comes to this."""
 LATENCY_S = 0.02
@@ -53,17 +54,17 @@ def peer_named(number: int) -> PeerId:
 
 
 class IntegerHost:
-    """A MergeHost whose weights are one integer per fragment, and whose average is their weighted sum."""
+    """A MergeHost whose weights are one integer per piece, and whose average is their weighted sum."""
 
     def __init__(self, member: Member) -> None:
         self.member = member
-        self.live = [member.number * 1000 + fragment for fragment in range(FRAGMENTS)]
+        self.live = [member.number * 1000 + piece for piece in range(PIECES)]
         self.anchors: list[tuple[bytes, list[int]]] = []
         """(record hash, anchor) of every adoption."""
         self.contributed: list[bool] = []
         self.refuses: set[PeerId] = set()
         self.lies_about: set[int] = set()
-        """Fragments that this host sums wrongly."""
+        """Pieces that this host sums wrongly."""
         self.absurd = False
         """Its sums are out of all proportion."""
         self.shard_bytes = 16
@@ -87,14 +88,25 @@ class IntegerHost:
         inputs = [self.keep(value) for value in self.live]
         return Contribution(peer=self.member.peer, weight=1 + self.member.number, inputs=inputs)
 
-    async def sum_fragment(self, fragment: int, inputs: Sequence[tuple[PeerId, ShardRef, int]]) -> ShardRef:
+    async def sum_piece(
+        self, parent: bytes, piece: int, inputs: Sequence[tuple[PeerId, ShardRef, int]]
+    ) -> PieceResult:
         """Their weighted sum."""
         for peer, _, _ in inputs:
             if peer in self.refuses:
                 raise InputRefused(peer, "not to my taste")
         await trio.sleep(0.01)
         total = sum(weight * self.value(ref) for _, ref, weight in inputs)
-        return self.keep(total + (fragment in self.lies_about) + 2 * ABSURD * self.absurd)
+        shard = self.keep(total + (piece in self.lies_about) + 2 * ABSURD * self.absurd)
+        return PieceResult(piece=piece, shard=shard, update=None)
+
+    def holds_anchor(self, record: bytes) -> bool:
+        """Integers travel as they are."""
+        return False
+
+    async def apply_update(self, parent: bytes, piece: int, update: ShardRef) -> ShardRef:
+        """Never asked for."""
+        raise AssertionError
 
     def hold(self, record: MergeRecord) -> None:
         """Nothing here is ever let go of."""
@@ -104,7 +116,7 @@ class IntegerHost:
         if self.full:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    async def check_result(self, fragment: int, ref: ShardRef) -> None:
+    async def check_result(self, piece: int, ref: ShardRef) -> None:
         """Integers within reason are welcome."""
         if self.value(ref) > ABSURD:
             raise ResultRefused("norm", "out of all proportion")
@@ -200,7 +212,7 @@ class Member:
                 run=RUN,
                 disk=self.disk,
                 host=self.numbers,
-                fragment_bytes=[16] * FRAGMENTS,
+                shape=MergeShape((16,) * PIECES),
                 replicas=self.world.replicas,
                 merge_period_s=PERIOD_S,
                 limits=LIMITS,

@@ -28,13 +28,14 @@ from gossip.merge_record import (
     sign_acknowledgement,
     sign_contribution,
 )
+from gossip.merge_shape import MergeShape
 from gossip.messages import Ballot, CommittedRecord, Contribution, MergeRecord, RosterEntry, ShardRef
 from p2p.codec import decode, encode
 from tests.gossip.merge_world import CheapSigner, peer_named
 from tests.gossip.world import OTHER_RUN, RUN
 
-FRAGMENTS = 2
-SHAPE = [100] * FRAGMENTS
+PIECES = 2
+SHAPE = MergeShape((100,) * PIECES)
 PEERS = [peer_named(number) for number in range(5)]
 ANY = CheapSigner(PEERS[0])
 """Checks everybody's signatures."""
@@ -45,7 +46,7 @@ def ref(text):
 
 
 def contribution(peer, link):
-    inputs = [ref(f"{peer}/{fragment}") for fragment in range(FRAGMENTS)]
+    inputs = [ref(f"{peer}/{piece}") for piece in range(PIECES)]
     return sign_contribution(CheapSigner(peer), link, Contribution(peer=peer, weight=10, inputs=inputs))
 
 
@@ -58,7 +59,8 @@ def record_on(link, contributors=PEERS[:3], founders=PEERS[:4], absent=()):
         point=link.point + 1,
         ballot=Ballot(attempt=0, proposer=PEERS[0]),
         contributors=[contribution(peer, link) for peer in sorted(contributors)],
-        results=[ref(f"result/{fragment}") for fragment in range(FRAGMENTS)],
+        results=[ref(f"result/{piece}") for piece in range(PIECES)],
+        updates=[],
         roster=next_roster(link, contributors, founders),
         absent=list(absent),
         participants_total=link.participants_total + len(contributors),
@@ -146,7 +148,7 @@ FORGERIES = {
     "a contribution to another link": {
         "contributors": [contribution(PEERS[1], GENESIS), *SECOND.contributors[1:]]
     },
-    "a contribution of too few fragments": {
+    "a contribution of too few pieces": {
         "contributors": [
             replace(SECOND.contributors[0], inputs=SECOND.contributors[0].inputs[:1]),
             *SECOND.contributors[1:],
@@ -203,10 +205,10 @@ def test_ranking_changes_with_the_parent():
 
 
 @given(st.integers(1, 9), st.integers(1, 20), st.integers(1, 4), st.binary(min_size=32, max_size=32))
-def test_owners_share_the_fragments_evenly(count, fragments, replicas, parent):
+def test_owners_share_the_pieces_evenly(count, pieces, replicas, parent):
     peers = [peer_named(number) for number in range(count)]
-    chosen = owners(parent, peers, fragments, replicas)
-    assert chosen == owners(parent, peers[::-1], fragments, replicas)
+    chosen = owners(parent, peers, pieces, replicas)
+    assert chosen == owners(parent, peers[::-1], pieces, replicas)
     assert all(len(set(each)) == len(each) == min(replicas, count) for each in chosen)
     load = Counter(owner for each in chosen for owner in each)
     assert max(load[peer] for peer in peers) - min(load[peer] for peer in peers) <= 1

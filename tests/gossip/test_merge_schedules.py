@@ -33,12 +33,12 @@ from gossip.merge_record import (
     sign_acknowledgement,
     sign_contribution,
 )
+from gossip.merge_shape import MergeShape
 from gossip.merge_sums import cover
 from gossip.messages import (
     AcceptedRecord,
     Ballot,
     Contribution,
-    FragmentResult,
     MergeAccept,
     MergeCall,
     MergeOffer,
@@ -46,6 +46,7 @@ from gossip.messages import (
     MergeRecord,
     MergeResults,
     Outbid,
+    PieceResult,
     ShardRef,
 )
 from p2p.codec import decode, encode
@@ -55,8 +56,8 @@ from tests.gossip.merge_world import CheapSigner, peer_named
 from tests.gossip.test_merge_record import FIRST, PEERS, record_on
 from tests.gossip.world import RUN
 
-FRAGMENTS = 2
-SHAPE = [8] * FRAGMENTS
+PIECES = 2
+SHAPE = MergeShape((8,) * PIECES)
 LINKS = {"genesis": Link.genesis(RUN), "later": Link.after(record_on(Link.genesis(RUN), PEERS, PEERS))}
 
 
@@ -89,20 +90,21 @@ class Peer:
                     self.write(state)
                     if isinstance(answer, Outbid):
                         return answer
-                    inputs = [ref(self.name, self.lives, fragment) for fragment in range(FRAGMENTS)]
+                    inputs = [ref(self.name, self.lives, piece) for piece in range(PIECES)]
                     offer = Contribution(peer=self.name, weight=1, inputs=inputs)
                     signed = sign_contribution(CheapSigner(self.name), self.link, offer)
                     return MergeOffer(contribution=signed, accepted=answer)
                 case MergePlan():
                     names = [contribution.peer for contribution in request.contributors]
-                    chosen = owners(request.parent, names, FRAGMENTS, 1)
+                    chosen = owners(request.parent, names, PIECES, 1)
                     results = [
-                        FragmentResult(
-                            fragment=fragment,
-                            shard=ref(fragment, [c.signature for c in request.contributors]),
+                        PieceResult(
+                            piece=piece,
+                            shard=ref(piece, [c.signature for c in request.contributors]),
+                            update=None,
                         )
-                        for fragment in range(FRAGMENTS)
-                        if self.name in chosen[fragment]
+                        for piece in range(PIECES)
+                        if self.name in chosen[piece]
                     ]
                     return MergeResults(results=results, missing=[])
                 case MergeAccept():
@@ -161,7 +163,7 @@ def decided_under(
                     bag.append(("request", peer, proposal, effect))
                 case Inspect():
                     faults = (
-                        {rng.randrange(FRAGMENTS): rng.choice([None, "norm"])} if rng.random() < loss else {}
+                        {rng.randrange(PIECES): rng.choice([None, "norm"])} if rng.random() < loss else {}
                     )
                     perform(peer, proposal, proposal.inspected(effect.record, faults))
                 case Concluded():
@@ -185,7 +187,7 @@ def decided_under(
                 alive=[name for name in names if name not in dead],
                 absent=rng.sample(others, rng.randint(0, 2)) if wavering else link.voters(()) & dead,
                 unheard=dead.intersection,
-                fragment_bytes=SHAPE,
+                shape=SHAPE,
                 replicas=1,
                 pace=MergePace(Limits()),
                 signer=CheapSigner(peer.name),
@@ -291,7 +293,7 @@ def test_an_old_record_is_proposed_again_only_with_promises_of_those_who_decide_
             alive=[peers[one].name for one in called],
             absent=[peers[one].name for one in absent],
             unheard=lambda members: (),
-            fragment_bytes=SHAPE,
+            shape=SHAPE,
             replicas=1,
             pace=MergePace(Limits()),
             signer=CheapSigner(peers[proposer].name),

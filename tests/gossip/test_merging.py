@@ -26,7 +26,7 @@ from gossip.messages import (
 )
 from p2p.errors import CallRefused
 from p2p.rpc import call
-from tests.gossip.merge_world import FRAGMENTS, LIMITS, PERIOD_S, CheapSigner, World, open_world, peer_named
+from tests.gossip.merge_world import LIMITS, PERIOD_S, PIECES, CheapSigner, World, open_world, peer_named
 from tests.gossip.test_merge_record import FIRST
 from tests.gossip.world import RUN
 
@@ -75,8 +75,8 @@ async def test_everybody_ends_with_the_weighted_sum_of_everybody(count, replicas
         assert [c.peer for c in record.contributors] == [peer_named(number) for number in range(count)]
         weights = [min(1 + number, 1 + count) for number in range(count)]
         expected = [
-            sum(weight * (number * 1000 + fragment) for number, weight in enumerate(weights))
-            for fragment in range(FRAGMENTS)
+            sum(weight * (number * 1000 + piece) for number, weight in enumerate(weights))
+            for piece in range(PIECES)
         ]
         assert all(member.numbers.anchors == [(world[0].merger.head, expected)] for member in world.up)
         assert all(member.numbers.contributed == [True] for member in world.up)
@@ -306,12 +306,12 @@ async def test_a_member_that_missed_one_commit_walks_to_it_before_the_next(autoj
 async def test_a_lying_owner_is_outvoted_by_the_sums_themselves(autojump_clock):
     async with open_world(4, replicas=2) as world:
         liar = next(n for n in range(4) if n != proposer_of(world))
-        world[liar].numbers.lies_about = set(range(FRAGMENTS))
+        world[liar].numbers.lies_about = set(range(PIECES))
         world.due(1)
         await world.committed(1, within_s=10)
         world.check_agreement()
         anchor = world[0].numbers.anchors[0][1]
-        assert anchor == [sum((n + 1) * (1000 * n + f) for n in range(4)) for f in range(FRAGMENTS)]
+        assert anchor == [sum((n + 1) * (1000 * n + f) for n in range(4)) for f in range(PIECES)]
         assert (peer_named(liar), "equivocation") in world[proposer_of(world, genesis_hash(RUN))].offences
 
 
@@ -346,7 +346,7 @@ async def test_a_sum_that_nobody_may_adopt_costs_its_owner_and_holds_nobody_up(l
                 if n != liar:
                     await world[n].merger.wait_committed(1)
         record = world[(liar + 1) % 4].merger.head_record.record
-        summed_by = {peer for per_fragment in owners_of(record) for peer in per_fragment}
+        summed_by = {peer for per_piece in owners_of(record) for peer in per_piece}
         assert peer_named(liar) not in summed_by
         for n in range(4):
             if n != liar:
@@ -357,7 +357,7 @@ async def test_a_sum_that_nobody_may_adopt_costs_its_owner_and_holds_nobody_up(l
 
 def owners_of(record):
     names = [contribution.peer for contribution in record.contributors]
-    return owners(record.parent, names, FRAGMENTS, 1)
+    return owners(record.parent, names, PIECES, 1)
 
 
 async def test_inputs_that_the_host_refuses_are_left_out(autojump_clock):
@@ -505,7 +505,7 @@ HOSTILE = {
     ),
     "a record of a monstrous model": lambda link: MergeAccept(
         ballot=Ballot(attempt=9, proposer=peer_named(1)),
-        record=replace(FIRST, results=[ShardRef(root=bytes(32), size=1 << 30)] * FRAGMENTS),
+        record=replace(FIRST, results=[ShardRef(root=bytes(32), size=1 << 30)] * PIECES),
         holders=[],
         disputed=[],
         timeout_s=1.0,

@@ -4,6 +4,7 @@ Mistakes of the product are planted in ``tests/sim``; here they are made by hand
 enough, and what must not be taken for one happens.
 """
 
+import msgspec
 import pytest
 import torch
 import trio
@@ -16,9 +17,13 @@ from netsim.world import World
 from node.checkpoints import FOLDER as CHECKPOINTS
 from node.life import PATH as NODE_STATE
 from tests.netsim.checked_world import SPEC, Script, caught, simulate, with_merge
+from training.run_spec import RunSpec
+from training.spec_sections import NesterovSpec
 
 OFTEN = with_merge(SPEC, points=tuple(number / 60 for number in range(1, 61)))
 """A merge every ten seconds."""
+BY_UPDATES = msgspec.structs.replace(OFTEN, outer=NesterovSpec(wire="e3m0"))
+"""The same, and all but the first of them move the anchor by what members send in four bits."""
 
 
 def everybody(world: World, besides: int) -> list[int]:
@@ -64,7 +69,7 @@ async def rot(world: World) -> None:
         world.kill(number)
         for path in disk.files_in(folder):
             if folder != CHECKPOINTS or path == max(disk.files_in(folder)):
-                disk.flip_bit(path, 40)
+                disk.flip_bit(path, len(await disk.read(path)) // 2)
         await restart(world, number)
         await trio.sleep(15)
     await trio.sleep(30)
@@ -99,9 +104,10 @@ async def a_full_disk(world: World) -> None:
     await trio.sleep(40)
 
 
+@pytest.mark.parametrize("spec", [OFTEN, BY_UPDATES], ids=["weights", "updates"])
 @pytest.mark.parametrize("script", [calm, deaths_and_returns, rot, a_long_partition, a_full_disk])
-def test_the_checkers_are_silent_while_promises_are_kept(script: Script) -> None:
-    assert simulate(script, spec=OFTEN) == []
+def test_the_checkers_are_silent_while_promises_are_kept(script: Script, spec: RunSpec) -> None:
+    assert simulate(script, spec=spec) == []
 
 
 # --- something is -------------------------------------------------------------------------------------------------

@@ -32,12 +32,13 @@ from gossip.messages import (
     Notice,
     Outbid,
     Outline,
+    PieceResult,
     ShardRef,
 )
 from gossip.notices import NoticeTable, Verdict, _register_key
 from gossip.shard_transfer import _Job
 from netsim.quadratic import Quadratic
-from node import exchange, life, merge_host
+from node import exchange, life, merge_values
 from node.checkpoints import Checkpoints
 from node.life import NodeState
 from node.merge_host import NodeMergeHost
@@ -128,7 +129,7 @@ def nan_check_gone() -> Iterator[None]:
     with (
         patch.object(plain, "check_finite", lambda _: None),
         patch.object(exchange, "check_peer_values", lambda *_, **__: None),
-        patch.object(merge_host, "check_peer_values", lambda *_, **__: None),
+        patch.object(merge_values, "check_peer_values", lambda *_, **__: None),
         patch.object(Quadratic, "add", add),
     ):
         yield
@@ -188,14 +189,14 @@ def member_forgotten() -> contextlib.AbstractContextManager[object]:
 
 def duplicate_counted() -> contextlib.AbstractContextManager[object]:
     """The first contribution enters the sum a second time."""
-    honest = NodeMergeHost.sum_fragment
+    honest = NodeMergeHost.sum_piece
 
-    async def sum_fragment(
-        host: NodeMergeHost, fragment: int, inputs: Sequence[tuple[PeerId, ShardRef, int]]
-    ) -> ShardRef:
-        return await honest(host, fragment, [*inputs, *inputs[:1]])
+    async def sum_piece(
+        host: NodeMergeHost, parent: bytes, piece: int, inputs: Sequence[tuple[PeerId, ShardRef, int]]
+    ) -> PieceResult:
+        return await honest(host, parent, piece, [*inputs, *inputs[:1]])
 
-    return patch.object(NodeMergeHost, "sum_fragment", sum_fragment)
+    return patch.object(NodeMergeHost, "sum_piece", sum_piece)
 
 
 def weights_not_capped() -> contextlib.AbstractContextManager[object]:

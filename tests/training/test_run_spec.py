@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from p2p import codec
 from training.run_spec import (
+    FORMAT,
     SPEC_BYTES_MAX,
     RunSpec,
     SpecError,
@@ -23,7 +24,7 @@ from training.run_spec import (
 )
 from training.spec_sections import GptSpec, MlpSpec, NpzDataSpec, SgdSpec
 
-RUN_ID_OF_DEMO = "9dd41c1cc4ea03230a9101dd4bd1dcf660aa7d66030c4a95742a78c65ed1a102"
+RUN_ID_OF_DEMO = "4f815d681d14f4a97e74b54c3b12b9133bcbb5a981ae2cbd5ea43fc052182a1c"
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.toml"))
 
 
@@ -99,6 +100,9 @@ MLP = '[model]\nkind = "mlp"\ninputs = 64\nclasses = 10\n'
         ("[exchange]\nprobability = 0", "exchange.probability", "above 0 to 1"),
         ("[exchange]\nrule = 'men'", "exchange.rule", '"mean", "none", "variance_corrected"'),
         ("[train]\nbatch = 'many'", "train.batch", "from 1 to 65,536"),
+        ("[outer]\nkind = 'nesterov'\nrate = 1.5", "outer.momentum = 0.9: set it to 1.35", "[outer]"),
+        ("[outer]\nkind = 'nesterov'\nwire = 'e3'", "outer.wire", '"e3m0"'),
+        ("[outer]\nrate = 0.5", "there is no key outer.rate", "kind"),
         ("[merge]\npoints = [2.0]", "merge.points", "above 0 to 1"),
         ("[merge]\npoints = [0.5, 0.5]", "ascend", "[merge]"),
         ("[model]\nwidth = 130\nheads = 7", "multiple of heads", "[model]"),
@@ -181,5 +185,5 @@ def test_only_the_canonical_bytes_of_a_valid_spec_of_this_format_are_accepted() 
         format: int
         spec: RunSpec
 
-    with pytest.raises(SpecError, match="format 3"):
-        spec_from_bytes(codec.encode(Future(format=3, spec=RunSpec(name="demo"))))
+    with pytest.raises(SpecError, match=f"format {FORMAT + 1}"):
+        spec_from_bytes(codec.encode(Future(format=FORMAT + 1, spec=RunSpec(name="demo"))))

@@ -1,0 +1,231 @@
+"""What the shards of merges hold, and the arithmetic on them: nothing of who agrees on what, or when.
+
+Owns the bytes of contributions, sums and results, made and read beside training. Where merges move by updates it also
+owns what this node's encodings have left out so far: of its contributions, and of the sums it made for everybody. Such
+a debt is settled by the caller, who knows what has become of an encoding.
+
+Bits: everything that must be equal on all members is computed on the CPU from shard bytes, in the order of the record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from gossip.ledger import PeerLedger
+from gossip.merge_shape import MergeShape
+from gossip.merge_work import InputRefused, ResultRefused
+from gossip.messages import PieceResult, ShardRef
+from gossip.store import ShardStore
+from node.compute import Compute
+from node.costs import Costs
+from p2p.transport import PeerId
+from training.codecs.plain import FP32
+from training.layout import ParameterLayout
+from training.merge_math import weighted_average
+from training.mixing import Refused, check_peer_values, decoded
+from training.outer_state import OuterState, Updates, decode_state, encode_state, state_bytes
+from training.pieces import Pieces
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pledge:
+    """What this node offered to one link: its shards, and the live weights they were made of."""
+
+    values: Tensor
+    inputs: list[ShardRef]
+    owed: Tensor
+    """By this node's contributions once this one is in a record."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Inputs:
+    """The inputs of one sum, in the order of summation, and what is needed to judge them."""
+
+    piece: int
+    shards: Sequence[tuple[PeerId, ShardRef, int]]
+    own: Tensor
+    """This node's weights in that piece, the measure for others': pledged, or for a mere checker live."""
+    local: PeerId
+    elders: frozenset[PeerId]
+    """Who has learned so much more that those are no measure."""
+
+
+class MergeValues:
+    """Makes and reads the shards of merges. ``updates`` is None where weights themselves always travel.
+
+    ``owes``: whether sums that this node makes may include what it left out of earlier ones. Where several members make
+    the same sum they must not.
+    """
+
+    def __init__(
+        self,
+        *,
+        layout: ParameterLayout,
+        compute: Compute,
+        costs: Costs,
+        store: ShardStore,
+        ledger: PeerLedger,
+        updates: Updates | None,
+        owes: bool,
+    ) -> None:
+        self.pieces = Pieces.of(layout)
+        self._compute = compute
+        self._costs = costs
+        self._store = store
+        self._ledger = ledger
+        self._updates = updates
+        self._owes = owes
+        self._owed = torch.zeros(layout.total if updates is not None else 0)
+        """By this node's contributions."""
+        self._owed_sums: dict[int, Tensor] = {}
+        """By its sums, piece by piece."""
+        self._sums_made: dict[ShardRef, tuple[int, Tensor]] = {}
+        """What it will owe if the sum in that shard is the one that counts."""
+        self.shape = _shape(self.pieces.sizes, updates)
+
+    async def pledge(self, base: OuterState | None, values: Tensor, owner: str) -> Pledge:
+        """Store ``values`` themselves, or without what they have in common with ``base``; pinned for ``owner``."""
+        updates = self._updates
+        if updates is None or base is None:
+            data = await self._beside(lambda: [FP32.encode(part) for part in self._cut(values)])
+            owed = self._owed
+        else:
+            known, before = base.anchor, self._owed
+
+            def encode() -> list[tuple[bytes, Tensor]]:
+                delta = known - values
+                return [
+                    updates.encode(part, due)
+                    for part, due in zip(self._cut(delta), self._cut(before), strict=True)
+                ]
+
+            encoded = await self._beside(encode)
+            data, owed = [part for part, _ in encoded], self.pieces.join([due for _, due in encoded])
+        return Pledge(values, [await self._store.put(part, owner=owner) for part in data], owed)
+
+    async def sum(self, base: OuterState | None, inputs: Inputs) -> PieceResult:
+        """Store the weighted average, and what it leads to where it is one of updates.
+
+        Raises InputRefused naming the contributor whose values are not finite or out of all proportion.
+        """
+        arrived = [(peer, await self._store.get(ref), weight) for peer, ref, weight in inputs.shards]
+        average = await self._compute.run(
+            lambda: self._average(base, inputs, arrived), lane="side", cost_s=self._costs.mix_s
+        )
+        if isinstance(average, tuple):
+            peer, refused = average
+            self._ledger.note(peer, refused.code, refused.text)
+            raise InputRefused(peer, refused.text)
+        updates, piece = self._updates, inputs.piece
+        if updates is None or base is None:
+            data = await self._beside(lambda: FP32.encode(average))
+            return PieceResult(piece=piece, shard=await self._store.put(data), update=None)
+        owed = self._owed_sums.get(piece, torch.zeros_like(average))
+        update, owed = await self._beside(lambda: updates.encode(average, owed))
+        ref = await self._store.put(update)
+        if self._owes:
+            self._sums_made[ref] = piece, owed
+        return PieceResult(piece=piece, shard=await self.apply(base, piece, ref), update=ref)
+
+    def _average(
+        self,
+        base: OuterState | None,
+        inputs: Inputs,
+        arrived: Sequence[tuple[PeerId, bytes, int]],
+    ) -> Tensor | tuple[PeerId, Refused]:
+        updates, size, spans = self._updates, self.pieces.size(inputs.piece), self.pieces.spans(inputs.piece)
+        values_of: dict[PeerId, Tensor] = {}
+        weights_of: dict[PeerId, Tensor] = {}
+        """What each contributor has come to, as far as its input tells."""
+        for peer, data, _ in arrived:
+            values = updates.decode(data, size) if updates and base else decoded(FP32, data, size)
+            if isinstance(values, Refused):
+                return peer, values
+            values_of[peer] = values
+            weights_of[peer] = (
+                self.pieces.cut(base.anchor, inputs.piece) - values if updates and base else values
+            )
+        # One's own are the measure for others'. They are checked first, lest a broken node take all others for broken.
+        for peer in sorted(weights_of, key=lambda peer: peer != inputs.local):
+            beginner = peer in inputs.elders
+            if refused := check_peer_values(inputs.own, weights_of[peer], spans, beginner=beginner):
+                return peer, refused
+        return weighted_average([(values_of[peer], weight) for peer, _, weight in arrived])
+
+    async def apply(self, base: OuterState, piece: int, update: ShardRef) -> ShardRef:
+        """Store the state of ``piece`` that ``update``, which is in the store, leads to. Raises ResultRefused."""
+        assert self._updates is not None
+        updates, data = self._updates, await self._store.get(update)
+
+        def work_out() -> bytes | Refused:
+            delta = updates.decode(data, self.pieces.size(piece))
+            if isinstance(delta, Refused):
+                return delta
+            return encode_state(updates.apply(base.of(*self.pieces.bounds[piece : piece + 2]), delta))
+
+        state = await self._beside(work_out)
+        if isinstance(state, Refused):
+            raise ResultRefused(state.code, state.text)
+        return await self._store.put(state)
+
+    async def check(self, piece: int, ref: ShardRef, own: Tensor, *, beginner: bool) -> None:
+        """Raise ResultRefused unless this result, in the store, is finite and in proportion to ``own`` weights."""
+        data = await self._store.get(ref)
+
+        def check() -> Refused | None:
+            state = decode_state(data, self.pieces.size(piece))
+            if isinstance(state, Refused):
+                return state
+            return check_peer_values(own, state.anchor, self.pieces.spans(piece), beginner=beginner)
+
+        if refused := await self._beside(check):
+            raise ResultRefused(refused.code, refused.text)
+
+    async def assemble(self, refs: Sequence[ShardRef]) -> OuterState | Refused:
+        """The state whose pieces are ``refs``, which are in the store, or what is wrong with them."""
+        stored = [await self._store.get(ref) for ref in refs]
+
+        def decode() -> OuterState | Refused:
+            parts: list[OuterState] = []
+            for piece, data in enumerate(stored):
+                part = decode_state(data, self.pieces.size(piece))
+                if isinstance(part, Refused):
+                    return part
+                parts.append(part)
+            return OuterState.joined(parts)
+
+        return await self._beside(decode)
+
+    def settle(self, pledge: Pledge | None, updates: Sequence[ShardRef]) -> None:
+        """A link is decided: by these ``updates``, and with ``pledge`` among its inputs if there is one."""
+        if pledge is not None:
+            self._owed = pledge.owed
+        for update in updates:
+            if update in self._sums_made:
+                piece, owed = self._sums_made[update]
+                self._owed_sums[piece] = owed
+        self._sums_made.clear()
+
+    def _cut(self, values: Tensor) -> list[Tensor]:
+        return [self.pieces.cut(values, piece) for piece in range(len(self.pieces))]
+
+    async def _beside(self, work: Callable[[], T]) -> T:
+        return await self._compute.run(work, lane="side", cost_s=self._costs.copy_s)
+
+
+def _shape(sizes: Sequence[int], updates: Updates | None) -> MergeShape:
+    weights = tuple(FP32.size_bytes(size) for size in sizes)
+    if updates is None:
+        return MergeShape(weights)
+    return MergeShape(
+        weights,
+        updates=tuple(updates.codec.size_bytes(size) for size in sizes),
+        states=tuple(state_bytes(size) for size in sizes),
+    )
