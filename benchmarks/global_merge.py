@@ -40,9 +40,8 @@ steps = 1
 batch = 1
 [exchange]
 fragments = 8
-rule = "none"
-[merge]
-points = [1.0]
+[schedule]
+preset = "final-only"
 """
 
 

@@ -25,6 +25,7 @@ from training.data import Corpus
 from training.merge_math import weighted_average
 from training.mixing import check_peer_values, mix
 from training.run_spec import RunSpec, load_run_spec, run_id
+from training.schedules import Schedule
 from training.trainer import Trainer
 
 
@@ -48,7 +49,7 @@ def main() -> None:
     for seed in arguments.seeds:
         spec = changed(load_run_spec(arguments.spec), [*arguments.set, f"seed={seed}"])
         began_s = time.perf_counter()
-        alone, _ = swarm(spec, "none", corpus, arguments.nodes, arguments.lag)
+        alone, _ = swarm(spec, None, corpus, arguments.nodes, arguments.lag)
         step_ms = 1e3 * (time.perf_counter() - began_s) / (arguments.nodes * spec.train.steps)
         _, plain = swarm(spec, "mean", corpus, arguments.nodes, arguments.lag)
         local, corrected = swarm(spec, "variance_corrected", corpus, arguments.nodes, arguments.lag)
@@ -63,9 +64,10 @@ def main() -> None:
     print(f"and better than plain merged by at least                       {min(over_plain):.4f} (bar 0.05)")
 
 
-def swarm(spec: RunSpec, rule: str, corpus: Corpus, nodes: int, lag: int) -> tuple[list[float], float]:
+def swarm(spec: RunSpec, rule: str | None, corpus: Corpus, nodes: int, lag: int) -> tuple[list[float], float]:
     """Train ``nodes`` nodes in lockstep; held-out loss of each, and of their exact average, at the end."""
-    spec = changed(spec, [f'exchange.rule="{rule}"'])
+    if rule is not None:
+        spec = changed(spec, [f'exchange.rule="{rule}"'])
     trainers = [
         Trainer(
             spec,
@@ -84,7 +86,7 @@ def swarm(spec: RunSpec, rule: str, corpus: Corpus, nodes: int, lag: int) -> tup
     for exchange in range(spec.train.steps // spec.exchange.every_steps):
         for trainer in trainers:
             trainer.run_slice(spec.exchange.every_steps)
-        if spec.exchange.rule == "none":
+        if rule is None:
             continue
         fragment = exchange % spec.exchange.fragments
         published.append([codec.encode(trainer.read(fragment)) for trainer in trainers])
@@ -100,15 +102,15 @@ def exchange_once(
     trainers: list[Trainer], fragment: int, snapshots: list[bytes], spec: RunSpec, rng: random.Random
 ) -> None:
     """Every node pulls ``snapshots`` of its random peers and mixes them into its live weights."""
+    phase = Schedule.of(spec).at(trainers[0].step / spec.train.steps)
     for index, trainer in enumerate(trainers):
         own = trainer.read(fragment)
         spans = trainer.layout.fragment_spans(fragment)
-        peers = rng.sample([peer for peer in range(len(trainers)) if peer != index], spec.exchange.peers)
+        peers = rng.sample([peer for peer in range(len(trainers)) if peer != index], phase.peers)
         pulled = [WIRES[spec.exchange.wire].decode(snapshots[peer], own.numel()) for peer in peers]
         for values in pulled:
             if refused := check_peer_values(own, values, spans):
                 raise SystemExit(f"step {trainer.step}: {refused.text}")
-        assert spec.exchange.rule != "none"
         trainer.add(fragment, mix(spec.exchange.rule, own, pulled, spans).values - own)
 
 

@@ -24,6 +24,7 @@ from cli.node_process import NodeProcess, free_ports
 from node.home import Home
 from p2p.errors import GossamerError
 from training.run_spec import RunSpec, run_id, spec_as_toml
+from training.spec_sections import ScheduleSpec
 
 
 class TestnetError(GossamerError):
@@ -75,7 +76,7 @@ def _node_alone(plan: Plan, number: int, port: int) -> NodeProcess:
     spec = msgspec.structs.replace(
         plan.spec,
         name=f"{plan.spec.name[:38]}.alone-{number}",
-        exchange=msgspec.structs.replace(plan.spec.exchange, rule="none"),
+        schedule=ScheduleSpec(preset="final-only"),
     )
     name = f"alone-{number}"
     spec_file = plan.folder / f"{name}.toml"

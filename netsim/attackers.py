@@ -38,6 +38,7 @@ from training.codecs.plain import FP32
 from training.layout import TensorSpan
 from training.learner import Learner
 from training.pieces import Pieces
+from training.schedules import Schedule
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -111,7 +112,8 @@ def _serving_forged_fragments(forge: Forge) -> Callable[[GossipNode], None]:
             store=node.store,
             ledger=node.ledger,
             limits=node.limits,
-            spec=node.spec.exchange,
+            peers_max=Schedule.of(node.spec).peers_max,
+            wire=node.spec.exchange.wire,
         )
 
     return spoil

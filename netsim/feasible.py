@@ -22,9 +22,7 @@ from netsim.scenario import NODES_MAX, Attack, Fault, Join, Scenario
 from netsim.topology import draw_topology
 from p2p.errors import GossamerError
 from p2p.schema import nearest
-
-MERGES_MAX = 64
-"""Merge points that a run spec can hold (``training.spec_sections.MergeSpec.points``)."""
+from training.spec_sections import PHASE_MERGES_MAX
 
 # Measured: 0.28 GB with 20 nodes, 0.40 with 200, 0.63 with 400 and 2.0 with 1,000; after an hour of 16, 0.37.
 PROCESS_BYTES = 400 << 20
@@ -181,11 +179,12 @@ def _time_problems(scenario: Scenario) -> Iterator[Problem]:
                 "a scenario with a schedule of merges is about merges",
                 f"--duration {every_s:g}s or longer, or --set merge_every_s={end_s / 2:g}",
             )
-        if merges > MERGES_MAX:
+        if merges > PHASE_MERGES_MAX:
+            longest_s, apart_s = PHASE_MERGES_MAX * every_s, math.ceil(end_s / PHASE_MERGES_MAX)
             yield (
                 f"a merge every {every_s:g} s for {end_s:g} s makes {merges} merges",
-                f"a run has at most {MERGES_MAX}",
-                f"--duration {MERGES_MAX * every_s:g}s, or --set merge_every_s={math.ceil(end_s / MERGES_MAX)}",
+                f"a run has at most {PHASE_MERGES_MAX}",
+                f"--duration {longest_s:g}s, or --set merge_every_s={apart_s}",
             )
     if scenario.liveness.last_s >= end_s:
         yield (

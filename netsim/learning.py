@@ -16,6 +16,7 @@ from torch import Tensor
 
 from netsim.world import Machine, World
 from node.gossip_node import GossipNode
+from training.schedules import Schedule
 from training.trainer import Trainer
 
 GOAL = 0.8
@@ -72,7 +73,7 @@ class Learning:
         lesson = self._look()
         if lesson is not None and math.isnan(self._steps_to_goal) and lesson.local_accuracy >= GOAL:
             self._steps_to_goal = statistics.fmean(node.trainer.step for node in self._up())
-        if not self.world.spec.merge.points:
+        if not Schedule.of(self.world.spec).merge_points:
             self._follow_mixing()
         return lesson
 

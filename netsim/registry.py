@@ -180,7 +180,7 @@ def _value(text: str, setting: str) -> Any:
         raise ScenarioError(
             f"cannot use --set {setting}: {error}",
             why="the value is read as TOML, bare words as text",
-            fix="""quote it for the shell as a whole, for example --set 'run.merge.points=[0.5, 1.0]'""",
+            fix="""quote it for the shell as a whole, for example --set 'network.latency_s=[0.01, 0.2]'""",
         ) from error
     return document["value"]
 

@@ -41,6 +41,8 @@ from netsim.world import Machine, World, ed25519_signer
 from node.costs import Costs
 from p2p.identity import Signer
 from p2p.transport import PeerId
+from training.schedules import Schedule
+from training.spec_sections import PHASE_MERGES_MAX, ScheduleSpec
 
 CHECK_EVERY_S = 1.0
 """Virtual time between two looks of the checkers."""
@@ -103,16 +105,16 @@ def _rare_collection() -> Iterator[None]:
 
 
 def fitted(scenario: Scenario) -> Scenario:
-    """The scenario with steps and merge points of its run made to fit its duration, where it asks for that."""
+    """The scenario with steps and merges of its run made to fit its duration, where it asks for that."""
     if not scenario.merge_every_s:
         return scenario
-    count = min(64, max(1, round(scenario.duration_s / scenario.merge_every_s)))
+    count = min(PHASE_MERGES_MAX, max(1, round(scenario.duration_s / scenario.merge_every_s)))
     steps = max(1, round(count * scenario.merge_every_s / scenario.machines.step_s))
-    points = tuple(round(number / count, 9) for number in range(1, count + 1))
+    phase = replace(Schedule.of(scenario.run).at(0.0), until=1.0, merges=count)
     run = replace(
         scenario.run,
         train=replace(scenario.run.train, steps=steps),
-        merge=replace(scenario.run.merge, points=points),
+        schedule=ScheduleSpec(preset="custom", phases=(phase,)),
     )
     return replace(scenario, run=run)
 

@@ -282,7 +282,7 @@ class Scenario(_Section, frozen=True, kw_only=True):
     """Machines there at the beginning; ``join`` faults and churn bring more."""
     duration_s: Annotated[float, Meta(gt=0, le=1e7)] = 600.0
     merge_every_s: Seconds = 0.0
-    """If set, merge points and inner steps of the run are made to fit a merge this often at slowness 1."""
+    """If set, merges and inner steps of the run are made to fit a merge this often at slowness 1."""
     sample_every_s: Annotated[float, Meta(gt=0, le=1e6)] = 5.0
     topology: str = "full"
     """Who may mix with whom (``netsim.topology``)."""

@@ -34,6 +34,7 @@ from p2p.transport import PeerId, Transport
 from training.codecs.named import WIRES
 from training.learner import Learner
 from training.mixing import Refused, check_peer_values, decoded, mix
+from training.schedules import Schedule
 from training.spec_sections import ExchangeSpec
 
 T = TypeVar("T")
@@ -51,6 +52,7 @@ class Exchanger:
         self,
         *,
         spec: ExchangeSpec,
+        schedule: Schedule,
         transport: Transport,
         trainer: Learner,
         compute: Compute,
@@ -66,6 +68,7 @@ class Exchanger:
         pacer: Pacer | None,
     ) -> None:
         self._spec = spec
+        self._schedule = schedule
         self._codec = WIRES[spec.wire]
         self._transport = transport
         self._trainer = trainer
@@ -93,15 +96,15 @@ class Exchanger:
         self._weights_epoch += 1
 
     async def exchange(self, due: Exchange) -> None:
-        """Pull the fragment from ``spec.peers`` random members and mix; failures are counted, logged, never raised.
+        """Pull the fragment from some random members and mix; failures are counted, logged, never raised.
 
-        Comes to nothing where ``spec.probability`` has it so.
+        How many, and with what chance anything happens at all, is the schedule's.
         """
         rule, epoch = self._spec.rule, self._weights_epoch
-        assert rule != "none", "a run without exchanges never asks for one"
-        if self._rng.random() >= self._spec.probability:
+        phase = self._schedule.at(due.step / self._trainer.spec.train.steps)
+        if self._rng.random() >= phase.probability:
             return
-        chosen = self._choose_partners()
+        chosen = self._choose_partners(phase.peers)
         if not chosen:
             return
         own = await self._compute.run(
@@ -141,10 +144,10 @@ class Exchanger:
             variance_ratio=round(result.variance_ratio_before, 4),
         )
 
-    def _choose_partners(self) -> list[PeerId]:
+    def _choose_partners(self, count: int) -> list[PeerId]:
         """Some of the members at random; of a thousand only those are looked at that are drawn."""
         drawn = filter(self._may_mix_with, in_random_order(self._members(), self._rng))
-        return list(islice(drawn, self._spec.peers))
+        return list(islice(drawn, count))
 
     def _apply(self, epoch: int, fragment: int, delta: torch.Tensor) -> bool:
         # Runs in the train lane, where merges re-base the weights too: the epoch cannot change underneath.

@@ -33,6 +33,7 @@ from training.merge_math import weights_hash
 from training.mixing import BEGINNER_TOKENS_SHARE
 from training.outer_state import updates_of
 from training.run_spec import RunSpec
+from training.schedules import Schedule
 
 log = structlog.get_logger()
 
@@ -61,6 +62,7 @@ class GossipNode(Node):
         adoptions_in, adoptions_out = trio.open_memory_channel[Adoption](16)
         self._exchanges_in, self._exchanges_out = trio.open_memory_channel[Exchange](1)
         limits = options.limits
+        schedule = Schedule.of(spec)
         self.checkpointer = Checkpointer(
             self.checkpoints, trainer=trainer, compute=runtime.compute, costs=runtime.costs
         )
@@ -111,10 +113,12 @@ class GossipNode(Node):
             store=self.store,
             ledger=self.ledger,
             limits=limits,
-            spec=spec.exchange,
+            peers_max=schedule.peers_max,
+            wire=spec.exchange.wire,
         )
         self.exchanger = Exchanger(
             spec=spec.exchange,
+            schedule=schedule,
             transport=runtime.transport,
             trainer=trainer,
             compute=runtime.compute,
@@ -133,14 +137,14 @@ class GossipNode(Node):
             steps_total=spec.train.steps,
             every_steps=spec.exchange.every_steps,
             fragments=trainer.layout.fragments,
-            merge_points=spec.merge.points,
-            exchanging=spec.exchange.rule != "none",
+            merge_points=schedule.merge_points,
+            exchanging=schedule.exchanges,
         )
         self.merges = Merges(
             runtime=runtime,
             trainer=trainer,
             rounds=self.rounds,
-            spec=spec.merge,
+            wait_s_max=spec.merge.wait_s_max,
             merger=self.merger,
             host=self.merge_host,
             notices=self.notices,

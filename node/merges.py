@@ -28,7 +28,6 @@ from node.status import MergeReport
 from p2p.errors import GossamerError
 from training.learner import Learner
 from training.merge_math import weights_hash
-from training.spec_sections import MergeSpec
 
 log = structlog.get_logger()
 
@@ -49,7 +48,7 @@ class Merges:
         runtime: Runtime,
         trainer: Learner,
         rounds: Rounds,
-        spec: MergeSpec,
+        wait_s_max: float,
         merger: Merger,
         host: NodeMergeHost,
         notices: NoticeTable,
@@ -72,7 +71,7 @@ class Merges:
         self._others_known = others_known
         self._progress = progress
         self._settled = settled
-        self._watch = MergeWatch(spec.points, wait_s_max=spec.wait_s_max)
+        self._watch = MergeWatch(rounds.merge_points, wait_s_max=wait_s_max)
         self.last: MergeReport | None = None
         """The merge whose anchor this node holds; None before the first, and until found again after a restart."""
         self.count = 0
@@ -106,7 +105,7 @@ class Merges:
             point = self._rounds.points_passed
             members = self._members()
             if self._watch.due(point, members, trio.current_time(), others_known=self._others_known()):
-                self._merger.due(point + 1)
+                self._merger.due(self._watch.passed(point, members))
             await trio.sleep(self._watch.pause_s(point, members) * max(1.0, len(members) / WATCHED_AT_ONCE))
 
     async def _recover_anchor(self) -> None:

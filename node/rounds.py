@@ -160,6 +160,20 @@ class MergeWatch:
         cap_s = self._first_reached_s + self._wait_s_max
         return now_s >= min(cap_s, self._deadline_s if self._deadline_s is not None else cap_s)
 
+    def passed(self, points_passed: int, members: Sequence[MemberProgress]) -> int:
+        """How many points a merge passes that is due now: on a slow network, several at once.
+
+        Those that most members have reached, but for the last one, which is waited for by itself.
+        """
+        passed = points_passed + 1
+        while passed < len(self._points):
+            there = sum(member.reached(self._points[passed]) for member in members)
+            last = passed + 1 == len(self._points)
+            if there < len(members) if last else 2 * there <= len(members):
+                break
+            passed += 1
+        return passed
+
     def pause_s(self, points_passed: int, members: Sequence[MemberProgress]) -> float:
         """How long nothing can fall due, within bounds: until the fastest member may have reached the next point.
 

@@ -28,7 +28,7 @@ from p2p.rpc import serve_calls
 from p2p.transport import PeerId, Transport
 from training.codecs.named import WIRES
 from training.learner import Learner
-from training.spec_sections import ExchangeSpec
+from training.spec_sections import Wire
 
 SHARED_S = 0.1
 """For how long a snapshot is given to others who ask."""
@@ -59,7 +59,8 @@ class Snapshots:
         store: ShardStore,
         ledger: PeerLedger,
         limits: Limits,
-        spec: ExchangeSpec,
+        peers_max: int,
+        wire: Wire,
     ) -> None:
         self._transport = transport
         self._trainer = trainer
@@ -68,9 +69,9 @@ class Snapshots:
         self._store = store
         self._ledger = ledger
         self._limits = limits
-        self._codec = WIRES[spec.wire]
+        self._codec = WIRES[wire]
         # On average as many peers pull from us as we pull from; twice as many at a time are rare.
-        self._kept_max = 2 + 2 * spec.peers
+        self._kept_max = 2 + 2 * peers_max
         self._kept: dict[int, deque[_Kept]] = {}
         """By fragment, the newest last."""
         self._answering = trio.Lock()

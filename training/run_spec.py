@@ -36,6 +36,7 @@ from training.spec_sections import (
     OptimizerSpec,
     OuterSpec,
     PlainOuterSpec,
+    ScheduleSpec,
     Section,
     StdlibDataSpec,
     TrainSpec,
@@ -68,11 +69,12 @@ class RunSpec(Section, frozen=True):
     data: DataSpec = StdlibDataSpec()
     optimizer: OptimizerSpec = AdamWSpec()
     train: TrainSpec = TrainSpec()
+    schedule: ScheduleSpec = ScheduleSpec()
     exchange: ExchangeSpec = ExchangeSpec()
     merge: MergeSpec = MergeSpec()
     outer: OuterSpec = PlainOuterSpec()
     one_byte: OneByteSpec | UnsetType = UNSET
-    """One-byte mode: in place of optimizer, exchange, merge and outer, of which it has no use."""
+    """One-byte mode: in place of optimizer, schedule, exchange, merge and outer, of which it has no use."""
 
     def __post_init__(self) -> None:
         if isinstance(self.model, MlpSpec) != isinstance(self.data, NpzDataSpec):
@@ -109,6 +111,7 @@ class RunSpec(Section, frozen=True):
             )
         unused = {
             "optimizer": AdamWSpec(),
+            "schedule": ScheduleSpec(),
             "exchange": ExchangeSpec(),
             "merge": MergeSpec(),
             "outer": PlainOuterSpec(),
@@ -218,6 +221,10 @@ def spec_as_toml(spec: RunSpec) -> str:
 
 
 def _toml_value(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_toml_value, value))}]"
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_toml_value(item)}" for key, item in value.items()) + " }"
     # The JSON of a plain name, a number or a list of numbers is its TOML; JSON shortens 1e-05 to a form TOML reads.
     return msgspec.json.encode(value).decode()
 

@@ -22,6 +22,9 @@ PARAMETERS_MAX = 1 << 28
 MODEL_FILES_BYTES_MAX = 64 << 20
 """The largest config and tokenizer of a Hugging Face model, together."""
 
+PHASE_MERGES_MAX = 10_000
+"""Global merges in one row of the schedule."""
+
 MixingRuleName = Literal["mean", "variance_corrected"]
 Wire = Literal["fp32", "bf16", "int8"]
 UpdateWire = Literal["fp32", "bf16", "int8", "e3m0", "top64"]
@@ -206,36 +209,56 @@ class TrainSpec(Section, frozen=True):
 
 
 class ExchangeSpec(Section, frozen=True):
-    """Who is mixed with, how often, and by which rule."""
+    """What an exchange is, and by which rule members mix; when it takes place is the schedule's."""
 
     every_steps: Annotated[int, Meta(ge=1, le=1_000_000)] = 5
     """Inner steps between exchanges (H)."""
-    probability: Annotated[float, Meta(gt=0, le=1)] = 1.0
-    """The chance that an exchange which is due takes place: fewer exchanges at random times (arXiv 2507.06542)."""
-    peers: Annotated[int, Meta(ge=1, le=64)] = 1
-    """Members pulled from in an exchange (s)."""
     fragments: Annotated[int, Meta(ge=1, le=128)] = 1
     """Parts the model is cut into; an exchange moves one of them (S)."""
-    rule: Literal["mean", "variance_corrected", "none"] = "variance_corrected"
-    """``none``: nothing is exchanged before the scheduled merges."""
+    rule: MixingRuleName = "variance_corrected"
     wire: Wire = "fp32"
 
 
-class MergeSpec(Section, frozen=True):
-    """When all members average exactly, and how long they wait for each other."""
+class PhaseSpec(Section, frozen=True):
+    """A row of the schedule: what holds until a progress."""
 
-    points: Annotated[tuple[Annotated[float, Meta(gt=0, le=1)], ...], Meta(max_length=64)] = (1.0,)
-    """Progress (fractions of ``train.steps``) at which a merge is due, ascending."""
+    until: Annotated[float, Meta(gt=0, le=1)]
+    """Progress, as a fraction of ``train.steps``, at which the next row begins."""
+    probability: Fraction = 1.0
+    """The chance that an exchange which is due takes place."""
+    peers: Annotated[int, Meta(ge=1, le=64)] = 1
+    """Members pulled from in an exchange (s)."""
+    merges: Annotated[int, Meta(ge=0, le=PHASE_MERGES_MAX)] = 0
+    """Global merges, evenly spaced, the last one at the end of the phase."""
+
+
+SchedulePreset = Literal["constant", "early-dense", "late-heavy", "window", "final-only", "every", "custom"]
+
+
+class ScheduleSpec(Section, frozen=True):
+    """When members exchange and when all merge (``training.schedules``)."""
+
+    preset: SchedulePreset = "constant"
+    """``custom``: what ``phases`` say."""
+    phases: Annotated[tuple[PhaseSpec, ...], Meta(max_length=16)] = ()
+
+    def __post_init__(self) -> None:
+        if bool(self.phases) != (self.preset == "custom"):
+            raise ValueError('phases are for preset = "custom", and that needs them')
+        ends = [phase.until for phase in self.phases]
+        if ends != sorted(set(ends)) or (ends and ends[-1] != 1.0):
+            raise ValueError("phases must ascend, and the last one last until = 1.0")
+
+
+class MergeSpec(Section, frozen=True):
+    """How all members average, and how long they wait for each other."""
+
     replicas: Annotated[int, Meta(ge=1, le=16)] = 1
     """Members that sum each fragment independently."""
     wait_s_max: Annotated[float, Meta(ge=1, le=86400)] = 60.0
     """A due merge starts at the latest this long after the first member was ready."""
     period_s: Annotated[float, Meta(ge=1, le=604_800)] = 300.0
     """Members unheard for three of these stop counting in the quorum."""
-
-    def __post_init__(self) -> None:
-        if list(self.points) != sorted(set(self.points)):
-            raise ValueError("merge points must ascend, each named once")
 
 
 class PlainOuterSpec(Section, frozen=True, kw_only=True, tag_field="kind", tag="none"):

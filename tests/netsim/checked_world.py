@@ -24,8 +24,10 @@ steps = 6000
 [exchange]
 every_steps = 50
 fragments = 2
+[schedule]
+preset = "custom"
+phases = [{ until = 1.0, merges = 10 }]
 [merge]
-points = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
 wait_s_max = 10
 period_s = 15
 """)

@@ -34,8 +34,10 @@ steps = 800
 [exchange]
 every_steps = 10
 fragments = 2
+[schedule]
+preset = "custom"
+phases = [{ until = 1.0, merges = 4 }]
 [merge]
-points = [0.25, 0.5, 0.75, 1.0]
 replicas = 2
 wait_s_max = 20
 period_s = 10

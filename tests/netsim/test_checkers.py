@@ -18,9 +18,11 @@ from node.checkpoints import FOLDER as CHECKPOINTS
 from node.life import PATH as NODE_STATE
 from tests.netsim.checked_world import SPEC, Script, caught, simulate, with_merge
 from training.run_spec import RunSpec
-from training.spec_sections import NesterovSpec
+from training.spec_sections import NesterovSpec, PhaseSpec, ScheduleSpec
 
-OFTEN = with_merge(SPEC, points=tuple(number / 60 for number in range(1, 61)))
+OFTEN = msgspec.structs.replace(
+    SPEC, schedule=ScheduleSpec(preset="custom", phases=(PhaseSpec(until=1.0, merges=60),))
+)
 """A merge every ten seconds."""
 BY_UPDATES = msgspec.structs.replace(OFTEN, outer=NesterovSpec(wire="e3m0"))
 """The same, and all but the first of them move the anchor by what members send in four bits."""

@@ -16,11 +16,14 @@ from netsim.world import Machine, World, open_world
 from tests.netsim.test_world import SPEC, anchors, finished, small_corpus, until
 from training.data import Corpus
 from training.learner import SliceReport
+from training.spec_sections import PhaseSpec, ScheduleSpec
 
 EARLY = msgspec.structs.replace(
     SPEC,
     train=msgspec.structs.replace(SPEC.train, steps=800),
-    merge=msgspec.structs.replace(SPEC.merge, points=(0.125, 1.0)),
+    schedule=ScheduleSpec(
+        preset="custom", phases=(PhaseSpec(until=0.125, merges=1), PhaseSpec(until=1.0, merges=1))
+    ),
 )
 SHORT = msgspec.structs.replace(SPEC, train=msgspec.structs.replace(SPEC.train, steps=200))
 

@@ -34,9 +34,10 @@ steps = 150
 batch = 32
 [run.exchange]
 every_steps = 5
-rule = "none"
+[run.schedule]
+preset = "custom"
+phases = [{ until = 1.0, probability = 0.0, merges = 1 }]
 [run.merge]
-points = [1.0]
 wait_s_max = 5.0
 [network]
 latency_s = 0.001
@@ -54,8 +55,9 @@ name = "still"
 [run.exchange]
 every_steps = 50
 rule = "mean"
-[run.merge]
-points = []
+[run.schedule]
+preset = "custom"
+phases = [{ until = 1.0 }]
 [network]
 latency_s = 0.001
 [learner]
@@ -102,12 +104,18 @@ def test_a_goal_that_is_not_reached_has_no_steps() -> None:
 
 
 def test_variance_of_layers_shrinks_to_a_share_of_one_node_when_different_models_are_averaged() -> None:
-    still = {"run.optimizer.learning_rate": 1e-9, "run.exchange.rule": "mean", "run.merge.points": []}
+    still = {
+        "run.optimizer.learning_rate": 1e-9,
+        "run.exchange.rule": "mean",
+        "run.schedule.phases": [{"until": 1.0}],
+    }
     plain, _, _ = simulated(with_changes(DIGITS, still))
     assert plain.summary["variance_ratio_min"] == pytest.approx(1 / 4, rel=0.4)
     corrected, _, _ = simulated(with_changes(DIGITS, still | {"run.exchange.rule": "variance_corrected"}))
     assert corrected.summary["variance_ratio_min"] == pytest.approx(1, abs=0.05)
-    alone, samples, _ = simulated(with_changes(DIGITS, still | {"run.exchange.rule": "none"}))
+    alone, samples, _ = simulated(
+        with_changes(DIGITS, still | {"run.schedule.phases": [{"until": 1.0, "probability": 0.0}]})
+    )
     assert alone.summary["variance_ratio_min"] == pytest.approx(1, abs=1e-6)
     assert samples[-1].variance_ratio == pytest.approx(1, abs=1e-6)
 
@@ -119,12 +127,12 @@ def test_contraction_is_the_deviation_per_mix() -> None:
     first = next(sample.dispersion for sample in samples if sample.dispersion)
     # Dispersion is relative to the norm of a mean that moves a little.
     assert samples[-1].dispersion == pytest.approx(first * one.summary["contraction"] ** mixes, rel=0.5)
-    four, _, _ = simulated(with_changes(STILL, {"run.exchange.peers": 4}))
+    four, _, _ = simulated(with_changes(STILL, {"run.schedule.phases": [{"until": 1.0, "peers": 4}]}))
     assert four.summary["contraction"] < 0.5
     assert 0 < four.summary["mean_drift"] < 2
 
 
 def test_there_is_no_contraction_where_merges_draw_nodes_together() -> None:
-    result, _, _ = simulated(with_changes(STILL, {"run.merge.points": [1.0]}))
+    result, _, _ = simulated(with_changes(STILL, {"run.schedule.phases": [{"until": 1.0, "merges": 1}]}))
     assert "contraction" not in result.summary
     assert "local_accuracy" not in result.summary

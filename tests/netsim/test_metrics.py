@@ -40,7 +40,6 @@ class SketchedWorld:
     def __init__(self, machines: int, founders: int) -> None:
         self.machines = [self._machine(number) for number in range(machines)]
         self.network = SimpleNamespace(deliveries=0, messages=0)
-        self.spec = SimpleNamespace(merge=SimpleNamespace(points=(0.5, 1.0)))
         self.told: list[tuple[str, list[int], str]] = []
         self.metrics = Metrics(
             self,  # type: ignore[arg-type]

@@ -180,7 +180,6 @@ def test_keys_are_set_with_values_as_toml_has_them() -> None:
         'about="a = b"',
         "network.latency_s=[0.1, 0.2]",
         "run.exchange.rule=mean",
-        "run.merge.points=[0.5, 1.0]",
         "learner.resampled=true",
         'fault=[{kind="kill", at_s=3, machines=["founder"]}]',
     )
@@ -189,7 +188,6 @@ def test_keys_are_set_with_values_as_toml_has_them() -> None:
     assert scenario.about == "a = b"
     assert scenario.network.latency_s == (0.1, 0.2)
     assert scenario.run.exchange.rule == "mean"
-    assert scenario.run.merge.points == (0.5, 1.0)
     assert scenario.learner.resampled is True
     assert scenario.fault[0].machines == ("founder",)
     assert SCENARIO.nodes == 8
@@ -275,7 +273,7 @@ def test_variants_are_changes_by_name() -> None:
         (["arrivals.later=8"], "use at most 7"),
         (["arrivals.over_s=700"], "arrivals.over_s comes at 700 s, when all is over since 600 s"),
         (["merge_every_s=700"], "never comes due in 600 s"),
-        (["merge_every_s=5"], "makes 120 merges"),
+        (["merge_every_s=0.05"], "makes 12000 merges"),
         (["liveness.last_s=600"], "--set liveness.last_s=300"),
         (['fault=[{kind="kill", at_s=600, count=1}]'], "fault[0] (kill) comes at 600 s"),
         (['fault=[{kind="kill", at_s=300, count=1}]', "liveness.last_s=400"], "when all is over since 200 s"),

@@ -19,6 +19,8 @@ from netsim.runner import fitted, plan, run_seed
 from netsim.scenario import Scenario
 from node.gossip_node import GossipNode
 from p2p.transport import PeerId
+from training.schedules import Schedule
+from training.spec_sections import PHASE_MERGES_MAX
 
 Line = Sample | Event | SeedResult
 
@@ -148,7 +150,9 @@ def test_both_bounds_of_an_expectation_count(bounds: str, words: str | None) -> 
 
 def test_a_figure_that_there_is_not_is_not_what_was_expected() -> None:
     made = scenario(
-        '[[expect]]\nmetric = "commit_share"\nat_least = 0.1', merge_every_s=0, run__merge__points=[]
+        '[[expect]]\nmetric = "commit_share"\nat_least = 0.1',
+        merge_every_s=0,
+        run__schedule={"preset": "custom", "phases": [{"until": 1.0}]},
     )
     (failure,) = result_of(lines_of(made)).failures
     assert failure.what == "commit_share is nan, expected at least 0.1"
@@ -287,7 +291,7 @@ attacker = "nan-fragments"
 def test_a_run_is_made_to_fit_its_merges() -> None:
     made = fitted(scenario(duration_s=600, merge_every_s=60, machines__step_s=0.1))
     assert made.run.train.steps == 6000
-    assert made.run.merge.points == tuple(round(number / 10, 9) for number in range(1, 11))
+    assert Schedule.of(made.run).merge_points == tuple(round(number / 10, 9) for number in range(1, 11))
     assert fitted(made) == made
 
 
@@ -297,8 +301,9 @@ def test_a_run_that_says_when_it_merges_is_left_alone() -> None:
 
 
 def test_merges_are_at_least_one_and_not_too_many() -> None:
-    assert fitted(scenario(duration_s=10, merge_every_s=600)).run.merge.points == (1.0,)
-    assert len(fitted(scenario(duration_s=1e5, merge_every_s=1)).run.merge.points) == 64
+    for duration_s, every_s, merges in ((10, 600, 1), (1e5, 1, PHASE_MERGES_MAX)):
+        made = fitted(scenario(duration_s=duration_s, merge_every_s=every_s))
+        assert len(Schedule.of(made.run).merge_points) == merges
 
 
 # --- machines ---------------------------------------------------------------------------------------------------

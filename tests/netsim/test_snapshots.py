@@ -25,9 +25,10 @@ from tests.gossip.world import IDENTITIES
 from tests.netsim.test_world import SPEC, small_corpus
 from training.codecs.named import WIRES
 from training.run_spec import run_id
+from training.schedules import Schedule
 from training.trainer import Trainer
 
-KEPT_MAX = 2 + 2 * SPEC.exchange.peers
+KEPT_MAX = 2 + 2 * Schedule.of(SPEC).peers_max
 
 
 class Served:

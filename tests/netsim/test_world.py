@@ -20,6 +20,7 @@ from p2p.transport import PeerId
 from training.data import Corpus
 from training.merge_math import weights_hash
 from training.run_spec import parse_run_spec
+from training.spec_sections import ScheduleSpec
 
 SPEC = parse_run_spec("""
 name = "small-world"
@@ -36,8 +37,10 @@ batch = 2
 [exchange]
 every_steps = 10
 fragments = 2
+[schedule]
+preset = "custom"
+phases = [{ until = 1.0, merges = 2 }]
 [merge]
-points = [0.5, 1.0]
 wait_s_max = 20
 """)
 
@@ -188,7 +191,7 @@ async def test_a_beginner_learns_from_its_elders_and_not_they_from_it(
     spec = msgspec.structs.replace(
         SPEC,
         train=msgspec.structs.replace(SPEC.train, steps=4000),
-        merge=msgspec.structs.replace(SPEC.merge, points=(1.0,)),
+        schedule=ScheduleSpec(),
     )
     async with open_world(spec, corpus, machines=2, seed=5) as world:
         elder = await world.start(0)
@@ -206,8 +209,7 @@ async def test_a_merge_with_a_beginner_leaves_nobody_out(autojump_clock: MockClo
     spec = msgspec.structs.replace(
         SPEC,
         train=msgspec.structs.replace(SPEC.train, steps=4000),
-        exchange=msgspec.structs.replace(SPEC.exchange, rule="none"),
-        merge=msgspec.structs.replace(SPEC.merge, points=(1.0,)),
+        schedule=ScheduleSpec(preset="final-only"),
     )
     async with open_world(spec, corpus, machines=2, seed=6) as world:
         elder = await world.start(0)

@@ -44,8 +44,6 @@ batch = 2
 [exchange]
 every_steps = 1
 fragments = 1
-[merge]
-points = [1.0]
 """)
 
 

@@ -11,7 +11,9 @@ import pytest
 from node.exchange import Exchanger, in_random_order
 from node.rounds import Exchange
 from p2p.transport import PeerId
-from training.spec_sections import ExchangeSpec
+from training.run_spec import RunSpec
+from training.schedules import Schedule
+from training.spec_sections import ExchangeSpec, PhaseSpec
 
 
 @pytest.mark.parametrize(("probability", "least", "most"), [(1.0, 400, 400), (0.2, 60, 100)])
@@ -26,10 +28,12 @@ async def test_a_due_exchange_takes_place_with_the_probability_of_the_run(
         return []
 
     unused: Any = SimpleNamespace()
+    learner: Any = SimpleNamespace(spec=RunSpec(name="x"))
     exchanger = Exchanger(
-        spec=ExchangeSpec(probability=probability),
+        spec=ExchangeSpec(),
+        schedule=Schedule((PhaseSpec(until=1.0, probability=probability),), ()),
         transport=unused,
-        trainer=unused,
+        trainer=learner,
         compute=unused,
         costs=unused,
         fetcher=unused,

@@ -110,6 +110,17 @@ def test_a_node_that_sees_nobody_it_knows_of_waits_before_it_merges_alone(watch:
     assert watch.due(1, progress(100, 100), 40.3, others_known=True)
 
 
+def test_a_merge_that_comes_late_passes_all_points_that_most_members_are_beyond() -> None:
+    watch = MergeWatch([0.2, 0.4, 0.6, 1.0], wait_s_max=20.0)
+    assert watch.passed(0, progress(20, 20, 20)) == 1
+    assert watch.passed(0, progress(70, 41, 20)) == 2
+    assert watch.passed(0, progress(70, 99, 20)) == 3
+    # The last one is for everybody.
+    assert watch.passed(1, progress(100, 100, 99)) == 3
+    assert watch.passed(1, progress(100, 100, 100)) == 4
+    assert watch.passed(3, progress(100, 0, 0)) == 4
+
+
 @pytest.mark.parametrize(
     ("steps", "pause_s"),
     [

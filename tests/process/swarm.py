@@ -28,8 +28,10 @@ steps = {steps}
 [exchange]
 every_steps = 10
 fragments = 2
+[schedule]
+preset = "custom"
+phases = [{{ until = 1.0, merges = {merges} }}]
 [merge]
-points = {points}
 wait_s_max = 10
 """
 
@@ -49,11 +51,11 @@ def gossamer(*arguments: str | Path, seconds_max: float = 60) -> subprocess.Comp
 
 @asynccontextmanager
 async def small_swarm(
-    folder: Path, *, nodes: int, steps: int, points: Sequence[float] = (1.0,)
+    folder: Path, *, nodes: int, steps: int, merges: int = 1
 ) -> AsyncIterator[list[NodeProcess]]:
     """``nodes`` processes on their way, the first one everybody's bootstrap; none outlives the block."""
     spec_file = folder / "run.toml"
-    spec_file.write_text(SPEC.format(steps=steps, points=list(points)))
+    spec_file.write_text(SPEC.format(steps=steps, merges=merges))
     swarm = [
         NodeProcess(
             folder, f"n{number}", port=port, part=f"{number}/{nodes}", spec_file=spec_file, alone=False

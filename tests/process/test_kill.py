@@ -51,8 +51,7 @@ def merged(statuses: list[NodeStatus], *, contributors: int, height: int) -> boo
 async def test_a_killed_node_costs_no_pause_and_returns_to_the_next_merge(
     tmp_path: Path, victim: int
 ) -> None:
-    points = [number / MERGES for number in range(1, MERGES + 1)]
-    async with small_swarm(tmp_path, nodes=4, steps=STEPS, points=points) as swarm:
+    async with small_swarm(tmp_path, nodes=4, steps=STEPS, merges=MERGES) as swarm:
         dead, rest = swarm[victim], [node for number, node in enumerate(swarm) if number != victim]
         # Whoever adopts a merge writes a checkpoint: here that comes before the one that is due by the clock.
         all_four = await until(

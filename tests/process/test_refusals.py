@@ -22,7 +22,7 @@ def home(tmp_path: Path) -> Home:
 @pytest.fixture
 def spec_file(tmp_path: Path) -> Path:
     path = tmp_path / "run.toml"
-    path.write_text(SPEC.format(steps=100, points=[1.0]))
+    path.write_text(SPEC.format(steps=100, merges=1))
     return path
 
 
@@ -71,8 +71,7 @@ def test_no_run_at_all(home: Home) -> None:
 @pytest.mark.timeout(180)
 async def test_a_second_daemon_and_a_damaged_checkpoint(tmp_path: Path) -> None:
     # A merge leaves a checkpoint, even one with nobody else: here they come faster than by the clock.
-    points = [number / 64 for number in range(1, 65)]
-    async with small_swarm(tmp_path, nodes=1, steps=19200, points=points) as [node]:
+    async with small_swarm(tmp_path, nodes=1, steps=19200, merges=64) as [node]:
         home = node.home
         first = (await until([node], lambda s: s[0].checkpoint_step > 0, seconds=60))[0]
         second = (await until([node], lambda s: s[0].checkpoint_step > first.checkpoint_step, seconds=60))[0]

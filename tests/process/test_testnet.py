@@ -69,7 +69,7 @@ def is_up(home: Home) -> bool:
 @pytest.fixture
 def spec_file(tmp_path: Path) -> Path:
     path = tmp_path / "run.toml"
-    path.write_text(SPEC.format(steps=STEPS, points=[1.0]))
+    path.write_text(SPEC.format(steps=STEPS, merges=1))
     return path
 
 

@@ -25,8 +25,10 @@ steps = 40
 [exchange]
 every_steps = 5
 fragments = 2
+[schedule]
+preset = "custom"
+phases = [{ until = 1.0, merges = 2 }]
 [merge]
-points = [0.5, 1.0]
 wait_s_max = 2
 period_s = 3
 """)

@@ -24,7 +24,7 @@ from training.run_spec import (
 )
 from training.spec_sections import GptSpec, MlpSpec, NpzDataSpec, SgdSpec
 
-RUN_ID_OF_DEMO = "4f815d681d14f4a97e74b54c3b12b9133bcbb5a981ae2cbd5ea43fc052182a1c"
+RUN_ID_OF_DEMO = "f14dac488839c075ca6edfee5b82f4f6f5e92b4626dcb4956cc8497dd1375adc"
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.toml"))
 
 
@@ -42,16 +42,17 @@ def test_examples_load_and_survive_both_forms(path: Path) -> None:
 @given(
     rate=st.floats(min_value=1e-12, max_value=1.0),
     seed=st.integers(min_value=0, max_value=2**53),
-    points=st.sets(st.floats(min_value=1e-9, max_value=1.0), max_size=5),
+    ends=st.sets(st.floats(min_value=1e-9, max_value=0.999), max_size=5),
 )
-def test_any_values_survive_both_forms(rate: float, seed: int, points: set[float]) -> None:
+def test_any_values_survive_both_forms(rate: float, seed: int, ends: set[float]) -> None:
     toml = f"""
     name = "any"
     seed = {seed}
     [optimizer]
     learning_rate = {rate!r}
-    [merge]
-    points = {sorted(points)!r}
+    [schedule]
+    preset = "custom"
+    phases = [{", ".join(f"{{ until = {end!r}, merges = 1 }}" for end in [*sorted(ends), 1.0])}]
     """
     spec = parse_run_spec(toml)
     assert spec.optimizer.learning_rate == rate
@@ -97,14 +98,16 @@ MLP = '[model]\nkind = "mlp"\ninputs = 64\nclasses = 10\n'
         ("[optimizer]\nmomentum = 0.5", "there is no key optimizer.momentum", "kind, learning_rate"),
         ("[optimizer]\nlearning_rate = nan", "optimizer.learning_rate", "above 0 to 1"),
         ("[optimizer]\nlearning_rate = inf", "optimizer.learning_rate", "above 0 to 1"),
-        ("[exchange]\nprobability = 0", "exchange.probability", "above 0 to 1"),
-        ("[exchange]\nrule = 'men'", "exchange.rule", '"mean", "none", "variance_corrected"'),
+        ("[schedule]\npreset = 'dense'", "schedule.preset", "did you mean early-dense?"),
+        ("[exchange]\nrule = 'men'", "exchange.rule", '"mean", "variance_corrected"'),
         ("[train]\nbatch = 'many'", "train.batch", "from 1 to 65,536"),
         ("[outer]\nkind = 'nesterov'\nrate = 1.5", "outer.momentum = 0.9: set it to 1.35", "[outer]"),
         ("[outer]\nkind = 'nesterov'\nwire = 'e3'", "outer.wire", '"e3m0"'),
         ("[outer]\nrate = 0.5", "there is no key outer.rate", "kind"),
-        ("[merge]\npoints = [2.0]", "merge.points", "above 0 to 1"),
-        ("[merge]\npoints = [0.5, 0.5]", "ascend", "[merge]"),
+        ("[schedule]\npreset = 'custom'\nphases = [{ until = 2.0 }]", "phases[0].until", "above 0 to 1"),
+        ("[schedule]\npreset = 'custom'\nphases = [{ until = 0.5 }]", "last until = 1.0", "[schedule]"),
+        ("[schedule]\npreset = 'custom'", "needs them", "[schedule]"),
+        ("[schedule]\nphases = [{ until = 1.0 }]", 'preset = "custom"', "[schedule]"),
         ("[model]\nwidth = 130\nheads = 7", "multiple of heads", "[model]"),
         ("[model]\nwidth = 8192\nlayers = 128", "parameters", "[model]"),
         ("[exchange]\nfragments = 7", "must not exceed the layers of the model (6)", "correct"),
