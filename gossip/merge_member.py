@@ -109,8 +109,8 @@ class MergeMember:
         self._voiceless: set[bytes] = set()
         """Links on which damaged files keep this node from voting: it may have voted, and does not know how."""
         self._contributing = trio.Lock()
-        self._contributions: dict[bytes, SignedContribution] = {}
-        """What this node offered, by parent, since it last adopted an anchor."""
+        self._contributions: dict[bytes, dict[tuple[int, ...], SignedContribution]] = {}
+        """What this node offered, by parent and by the pieces that were to move, since it last adopted an anchor."""
         self._adopted = chain.head
         self._started_s = math.inf
         self.problem = ""
@@ -140,9 +140,9 @@ class MergeMember:
         """The highest ballot promised on the present link."""
         return self._acceptor(self._chain.link).promised
 
-    def contribution(self, parent: bytes) -> SignedContribution | None:
+    def contributions(self, parent: bytes) -> list[SignedContribution]:
         """What this node has offered to the link after ``parent``, and still remembers."""
-        return self._contributions.get(parent)
+        return list(self._contributions.get(parent, {}).values())
 
     def adopted(self, head: bytes) -> None:
         """The live weights stand on the anchor of ``head`` now."""
@@ -221,10 +221,10 @@ class MergeMember:
             "malformed",
             "a plan without a promise",
         )
-        own = self._contributions.get(link.parent)
-        if own is None or own not in request.contributors:
+        own = next((c for c in self.contributions(link.parent) if c in request.contributors), None)
+        if own is None:
             raise CallRefused("not-planned", "the plan does not contain what this owner offered")
-        check_contributions(link.run, link.parent, request.contributors, self._shape, self._signer)
+        check_contributions(link.run, link.parent, request.contributors, own.moved, self._shape, self._signer)
         self._heard(request.ballot)
         return await self._work.sum_owned(request)
 
@@ -314,12 +314,15 @@ class MergeMember:
     async def _contribute(self, link: Link, point: int) -> SignedContribution | None:
         async with self._contributing:
             # Before the last anchor is adopted the live weights do not stand on it yet.
-            if link.parent not in self._contributions and self._adopted == link.parent == self._chain.head:
+            offered = self._contributions.get(link.parent, {})
+            moved = self._shape.moved(link.point, point, first=link.is_genesis)
+            if moved not in offered and self._adopted == link.parent == self._chain.head:
                 try:
-                    contribution = await self._host.contribute(link.parent, point)
+                    contribution = await self._host.contribute(link.parent, moved)
                 except (GossamerError, OSError) as error:
                     self.problem = f"this node votes but contributes nothing: {error}"
                     return None
                 if contribution is not None:
-                    self._contributions[link.parent] = sign_contribution(self._signer, link, contribution)
-            return self._contributions.get(link.parent)
+                    offered[moved] = sign_contribution(self._signer, link, contribution)
+                    self._contributions[link.parent] = offered
+            return offered.get(moved)

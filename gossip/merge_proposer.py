@@ -88,6 +88,7 @@ class Proposal:
         self._absent = sorted(absent)
         self._unheard = unheard
         self._shape = shape
+        self._moved = shape.moved(link.point, point, first=link.is_genesis)
         self._replicas = replicas
         self._pace = pace
         self._signer = signer
@@ -203,7 +204,7 @@ class Proposal:
         if offer.contribution is not None:
             require(offer.contribution.peer == peer, "malformed", "a contribution in another peer's name")
             check_contributions(
-                self.link.run, self.link.parent, [offer.contribution], self._shape, self._signer
+                self.link.run, self.link.parent, [offer.contribution], self._moved, self._shape, self._signer
             )
         if offer.accepted is not None:
             require(offer.accepted.ballot < self._ballot, "malformed", "a record accepted in the future")
@@ -249,6 +250,7 @@ class Proposal:
         self._sums = Sums(
             contributors,
             link=self.link,
+            moved=self._moved,
             shape=self._shape,
             replicas=self._replicas,
         )
@@ -275,7 +277,8 @@ class Proposal:
 
     def _propose_sums(self, sums: Sums) -> list[Effect]:
         names = [contribution.peer for contribution in sums.contributors]
-        results = sums.results()
+        sums_made = sums.results()
+        results = dict(enumerate(self.link.results)) | {result.piece: result.shard for result in sums_made}
         record = MergeRecord(
             run=self.link.run,
             parent=self.link.parent,
@@ -283,8 +286,9 @@ class Proposal:
             point=self._point,
             ballot=self._ballot,
             contributors=sums.contributors,
-            results=[result.shard for result in results],
-            updates=[result.update for result in results if result.update is not None],
+            results=[results[piece] for piece in sorted(results)],
+            moved=list(self._moved),
+            updates=[result.update for result in sums_made if result.update is not None],
             roster=next_roster(self.link, names, founders=self._alive),
             absent=list(self._absent),
             participants_total=self.link.participants_total + len(names),

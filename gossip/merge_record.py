@@ -32,6 +32,7 @@ from gossip.messages import (
     ContributionClaim,
     MergeRecord,
     RosterEntry,
+    ShardRef,
     SignedContribution,
 )
 from p2p.codec import encode
@@ -76,6 +77,8 @@ class Link:
     roster: tuple[RosterEntry, ...]
     """Empty at genesis."""
     participants_total: int
+    results: tuple[ShardRef, ...] = ()
+    """The parent's; empty at genesis."""
 
     @classmethod
     def genesis(cls, run: bytes) -> Link:
@@ -92,6 +95,7 @@ class Link:
             record.point,
             tuple(record.roster),
             record.participants_total,
+            tuple(record.results),
         )
 
     @property
@@ -185,6 +189,7 @@ def sign_contribution(signer: Signer, link: Link, contribution: Contribution) ->
     return SignedContribution(
         peer=contribution.peer,
         weight=contribution.weight,
+        moved=contribution.moved,
         inputs=contribution.inputs,
         signature=signer.sign(CONTRIBUTION_PURPOSE, _contribution_claim(link.run, link.parent, contribution)),
     )
@@ -200,15 +205,18 @@ def check_contributions(
     run: bytes,
     parent: bytes,
     contributions: Sequence[SignedContribution],
+    moved: Sequence[int],
     shape: MergeShape,
     signer: Signer,
 ) -> None:
-    """Raise RecordRefused unless each contribution is its author's, for this link and model, and all are in order."""
-    expected = shape.inputs(first=parent == genesis_hash(run))
+    """Raise RecordRefused unless each contribution is its author's, for this link, these pieces of this model, and all
+    are in order.
+    """
+    expected = shape.input_sizes(moved, first=parent == genesis_hash(run))
     _check_ascending([contribution.peer for contribution in contributions], "contributors")
     for contribution in contributions:
         require(
-            [ref.size for ref in contribution.inputs] == expected,
+            contribution.moved == list(moved) and [ref.size for ref in contribution.inputs] == expected,
             "shape",
             "a contribution of another shape than the model's",
         )
@@ -225,7 +233,16 @@ def check_record(record: MergeRecord, link: Link, shape: MergeShape, signer: Sig
     require(record.parent == link.parent, "malformed", "a record with another parent")
     require(record.height == link.height, "malformed", "a record at the wrong height")
     require(record.point >= link.point, "malformed", "a record that goes back to an earlier merge point")
+    moved = shape.moved(link.point, record.point, first=link.is_genesis)
+    require(
+        record.moved == list(moved),
+        "malformed",
+        "a record that moves other pieces than those whose turn it is",
+    )
     _check_results(record, shape)
+    still = set(range(len(link.results))).difference(moved)
+    kept = all(record.results[piece] == link.results[piece] for piece in still)
+    require(kept, "malformed", "a record that changes pieces which it does not average")
     contributors = [contribution.peer for contribution in record.contributors]
     total = link.participants_total + len(contributors)
     require(record.participants_total == total, "malformed", "a record that miscounts its participants")
@@ -239,7 +256,7 @@ def check_record(record: MergeRecord, link: Link, shape: MergeShape, signer: Sig
         "malformed",
         "a record with a wrong roster",
     )
-    check_contributions(record.run, record.parent, record.contributors, shape, signer)
+    check_contributions(record.run, record.parent, record.contributors, record.moved, shape, signer)
 
 
 def check_committed(committed: CommittedRecord, link: Link, shape: MergeShape, signer: Signer) -> None:
@@ -263,7 +280,7 @@ def check_rootless(committed: CommittedRecord, run: bytes, shape: MergeShape, si
     require(record.run == run, "wrong-run", "a record of another run")
     _check_results(record, shape)
     _check_ascending([entry.peer for entry in record.roster], "roster")
-    check_contributions(record.run, record.parent, record.contributors, shape, signer)
+    check_contributions(record.run, record.parent, record.contributors, record.moved, shape, signer)
     _check_acknowledgements(committed, signer)
 
 
@@ -290,7 +307,12 @@ def _check_acknowledgements(committed: CommittedRecord, signer: Signer) -> None:
 
 
 def _contribution_claim(run: bytes, parent: bytes, contribution: Contribution) -> bytes:
-    bare = Contribution(peer=contribution.peer, weight=contribution.weight, inputs=contribution.inputs)
+    bare = Contribution(
+        peer=contribution.peer,
+        weight=contribution.weight,
+        moved=contribution.moved,
+        inputs=contribution.inputs,
+    )
     return encode(ContributionClaim(run=run, parent=parent, contribution=bare))
 
 
@@ -299,9 +321,13 @@ def _acknowledgement_claim(run: bytes, record: bytes, ballot: Ballot) -> bytes:
 
 
 def _check_results(record: MergeRecord, shape: MergeShape) -> None:
-    first = record.height == 1
-    fits = [ref.size for ref in record.results] == shape.results(first=first)
-    fits &= [ref.size for ref in record.updates] == shape.moved(first=first)
+    """Of the pieces that are moved: what the others are is a matter between this record and its parent."""
+    first, moved = record.height == 1, record.moved
+    in_order = moved == sorted(set(moved)) and moved[-1] < shape.pieces == len(record.results)
+    require(in_order, "malformed", "pieces that the model has not, or out of order")
+    updates = [size for piece in moved if (size := shape.update_size(piece, first=first)) is not None]
+    fits = [record.results[p].size for p in moved] == [shape.result_size(p, first=first) for p in moved]
+    fits &= [ref.size for ref in record.updates] == updates
     require(fits, "shape", "a record of another shape than the model's")
 
 

@@ -17,40 +17,41 @@ from p2p.transport import PeerId
 
 
 class Sums:
-    """The sums of ``contributors``, sorted by peer, that their owners are asked for, for ``link``."""
+    """The sums of ``contributors``, sorted by peer, that their owners are asked for: those of ``moved`` pieces."""
 
     def __init__(
         self,
         contributors: Sequence[SignedContribution],
         *,
         link: Link,
+        moved: Sequence[int],
         shape: MergeShape,
         replicas: int,
     ) -> None:
         self.contributors = list(contributors)
-        self._results = shape.results(first=link.is_genesis)
-        self._updates = shape.moved(first=link.is_genesis)
+        self._shape = shape
+        self._first = link.is_genesis
         names = [PeerId(contribution.peer) for contribution in contributors]
-        self._owners = owners(link.parent, names, shape.pieces, replicas)
-        self._sums: list[dict[PeerId, PieceResult]] = [{} for _ in self._results]
+        self._owners = dict(zip(moved, owners(link.parent, names, len(moved), replicas), strict=True))
+        self._sums: dict[int, dict[PeerId, PieceResult]] = {piece: {} for piece in moved}
         self._missing: set[tuple[PeerId, PeerId]] = set()
         """(owner, contributor): this owner could not get or use that contributor's inputs."""
         self._settled: dict[int, PieceResult] = {}
 
     def owners(self) -> set[PeerId]:
         """Everybody who is asked for a sum."""
-        return {owner for per_piece in self._owners for owner in per_piece}
+        return {owner for per_piece in self._owners.values() for owner in per_piece}
 
     def take(self, owner: PeerId, results: MergeResults) -> None:
         """What ``owner`` reports. Raises RecordRefused for what it was not asked for."""
         contributors = {contribution.peer for contribution in self.contributors}
         require(contributors.issuperset(results.missing), "malformed", "a stranger reported missing")
         for result in results.results:
-            owned = result.piece < len(self._owners) and owner in self._owners[result.piece]
+            owned = owner in self._owners.get(result.piece, [])
             require(owned, "malformed", "a result for another owner's piece")
-            update_bytes = self._updates[result.piece] if self._updates else None
-            fits = result.shard.size == self._results[result.piece]
-            fits &= (result.update.size if result.update is not None else None) == update_bytes
+            fits = result.shard.size == self._shape.result_size(result.piece, first=self._first)
+            update_bytes = result.update.size if result.update is not None else None
+            fits &= update_bytes == self._shape.update_size(result.piece, first=self._first)
             require(fits, "shape", f"a sum of piece {result.piece} of the wrong size")
         self._missing |= {(owner, PeerId(peer)) for peer in results.missing if peer != owner}
         for result in results.results:
@@ -61,7 +62,7 @@ class Sums:
 
         One does not where another owner of the piece lacks the inputs of whoever gave it: nobody could compare it.
         """
-        return all(map(self._counts, self._owners, self._sums))
+        return all(self._counts(self._owners[piece], sums) for piece, sums in self._sums.items())
 
     def _counts(self, chosen: Sequence[PeerId], sums: Collection[PeerId]) -> bool:
         lacked = {peer for owner, peer in self._missing if owner in chosen}
@@ -69,7 +70,7 @@ class Sums:
 
     def disputed(self) -> list[int]:
         """Pieces about which owners disagree, ascending."""
-        return [piece for piece, sums in enumerate(self._sums) if len(set(sums.values())) > 1]
+        return [piece for piece, sums in self._sums.items() if len(set(sums.values())) > 1]
 
     def settle(self, piece: int, result: PieceResult) -> bool:
         """The right sum of a disputed piece; returns whether all are settled."""
@@ -87,20 +88,18 @@ class Sums:
 
     def results(self) -> list[PieceResult]:
         """One sum of each piece, in order."""
-        return [
-            self._settled.get(piece) or next(iter(sums.values())) for piece, sums in enumerate(self._sums)
-        ]
+        return [self._settled.get(piece) or next(iter(sums.values())) for piece, sums in self._sums.items()]
 
     def givers(self, piece: int) -> list[PeerId]:
         """Who reported the sum of ``piece`` that ``results`` has, sorted."""
-        result = self.results()[piece]
+        result = next(result for result in self.results() if result.piece == piece)
         return sorted(peer for peer, given in self._sums[piece].items() if given == result)
 
     def reliable(self) -> list[SignedContribution]:
         """The contributors of the next plan where this one is not complete: strictly fewer."""
         dropped = {
             owner
-            for piece, per_piece in enumerate(self._owners)
+            for piece, per_piece in self._owners.items()
             for owner in per_piece
             # Nothing delivered and nobody to blame for it: the owner itself did not answer.
             if owner not in self._sums[piece] and not any(owner == reporter for reporter, _ in self._missing)

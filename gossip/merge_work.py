@@ -47,8 +47,8 @@ class ResultRefused(GossamerError):
 class MergeHost(Protocol):
     """What a merge asks of the node whose weights it averages."""
 
-    async def contribute(self, parent: bytes, point: int) -> Contribution | None:
-        """A snapshot of the live weights, stored and pinned; None when this node has nothing to contribute.
+    async def contribute(self, parent: bytes, moved: Sequence[int]) -> Contribution | None:
+        """A snapshot of those pieces of the live weights, stored and pinned; None when there is nothing to contribute.
 
         Raises GossamerError or OSError when it cannot be stored.
         """
@@ -110,13 +110,11 @@ class MergeWork:
         *,
         local: PeerId,
         host: MergeHost,
-        pieces: int,
         replicas: int,
         limits: Limits,
     ) -> None:
         self._local = local
         self._host = host
-        self._pieces = pieces
         self._replicas = replicas
         self._fetches = trio.CapacityLimiter(limits.fetches_max)
         self._sums: dict[tuple[int, tuple[bytes, ...]], PieceResult] = {}
@@ -130,12 +128,8 @@ class MergeWork:
     async def sum_owned(self, plan: MergePlan) -> MergeResults:
         """Sum the pieces that are ours under ``plan``, which was checked."""
         self._summing.cancel()  # A proposer that plans anew does not wait for the old plan any more.
-        names = [contribution.peer for contribution in plan.contributors]
-        owned = [
-            piece
-            for piece, chosen in enumerate(owners(plan.parent, names, self._pieces, self._replicas))
-            if self._local in chosen
-        ]
+        chosen = self._owners(plan.parent, plan.contributors)
+        owned = [piece for piece, peers in chosen.items() if self._local in peers]
         results: list[PieceResult] = []
         missing: set[PeerId] = set()
 
@@ -158,13 +152,12 @@ class MergeWork:
 
     async def obtain(self, record: MergeRecord, holders: Sequence[PeerId], timeout_s: float) -> None:
         """Have every result of ``record`` in the store, from its owners or ``holders``. Raises GossamerError."""
-        names = [contribution.peer for contribution in record.contributors]
-        summed_by = owners(record.parent, names, self._pieces, self._replicas)
+        summed_by = self._owners(record.parent, record.contributors)
         failures: list[GossamerError] = []
 
         async def obtain_one(piece: int) -> None:
             candidates = [
-                peer for peer in dict.fromkeys([*summed_by[piece], *holders]) if peer != self._local
+                peer for peer in dict.fromkeys([*summed_by.get(piece, []), *holders]) if peer != self._local
             ]
             try:
                 await self._obtain(record, piece, candidates, timeout_s)
@@ -172,7 +165,7 @@ class MergeWork:
                 failures.append(error)
 
         async with trio.open_nursery() as nursery:
-            for piece in range(self._pieces):
+            for piece in range(len(record.results)):
                 nursery.start_soon(obtain_one, piece)
         if failures:
             raise failures[0]
@@ -186,25 +179,24 @@ class MergeWork:
         """
         for piece in disputed:
             await self._sum(record.parent, piece, record.contributors, timeout_s, set())
-        for piece, result in enumerate(record.results):
+        for piece in record.moved:
             own = self._sums.get(_key(piece, record.contributors))
             if piece in disputed and own is None:
                 raise GossamerError(f"the inputs of disputed piece {piece} cannot be had")
-            if own is not None and (own.shard, own.update) != (result, _update(record, piece)):
+            if own is not None and (own.shard, own.update) != (record.results[piece], _update(record, piece)):
                 raise RecordRefused(
                     "equivocation", f"the record's piece {piece} is not the sum of its inputs"
                 )
         await self.obtain(record, holders, timeout_s)
-        for piece, result in enumerate(record.results):
-            await self._host.check_result(piece, result)
+        for piece in record.moved:
+            await self._host.check_result(piece, record.results[piece])
 
     async def inspect(self, record: MergeRecord, timeout_s: float) -> dict[int, GossamerError]:
         """What keeps each piece of ``record`` from being proposed, where something does; results come to the store.
 
         A ResultRefused is the owner's fault; any other error says that the result cannot be had.
         """
-        names = [contribution.peer for contribution in record.contributors]
-        summed_by = owners(record.parent, names, self._pieces, self._replicas)
+        summed_by = self._owners(record.parent, record.contributors)
         faults: dict[int, GossamerError] = {}
 
         async def inspect_one(piece: int) -> None:
@@ -217,9 +209,14 @@ class MergeWork:
                 faults[piece] = error
 
         async with trio.open_nursery() as nursery:
-            for piece in range(self._pieces):
+            for piece in record.moved:
                 nursery.start_soon(inspect_one, piece)
         return faults
+
+    def _owners(self, parent: bytes, contributors: Sequence[SignedContribution]) -> dict[int, list[PeerId]]:
+        """Who sums each of the pieces that these contributions are to move."""
+        moved, names = contributors[0].moved, [contribution.peer for contribution in contributors]
+        return dict(zip(moved, owners(parent, names, len(moved), self._replicas), strict=True))
 
     async def _obtain(
         self, record: MergeRecord, piece: int, holders: Sequence[PeerId], timeout_s: float
@@ -258,11 +255,12 @@ class MergeWork:
         if key in self._sums:
             return self._sums[key]
         lacking: set[PeerId] = set()
+        place = contributors[0].moved.index(piece)
 
         async def pull(contribution: SignedContribution) -> None:
             peer = PeerId(contribution.peer)
             try:
-                await self._fetch(contribution.inputs[piece], [peer], timeout_s)
+                await self._fetch(contribution.inputs[place], [peer], timeout_s)
             except GossamerError:
                 lacking.add(peer)
 
@@ -273,7 +271,7 @@ class MergeWork:
         if not lacking:
             weights = capped_weights([contribution.weight for contribution in contributors])
             inputs = [
-                (PeerId(contribution.peer), contribution.inputs[piece], weight)
+                (PeerId(contribution.peer), contribution.inputs[place], weight)
                 for contribution, weight in zip(contributors, weights, strict=True)
             ]
             try:
@@ -298,7 +296,7 @@ class MergeWork:
 
 
 def _update(record: MergeRecord, piece: int) -> ShardRef | None:
-    return record.updates[piece] if record.updates else None
+    return record.updates[record.moved.index(piece)] if record.updates and piece in record.moved else None
 
 
 def _key(piece: int, contributors: Sequence[SignedContribution]) -> tuple[int, tuple[bytes, ...]]:

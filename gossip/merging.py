@@ -118,9 +118,7 @@ class Merger:
             extend=self._extend,
             note=note,
         )
-        self._work = MergeWork(
-            local=self._local, host=host, pieces=shape.pieces, replicas=replicas, limits=limits
-        )
+        self._work = MergeWork(local=self._local, host=host, replicas=replicas, limits=limits)
         self._member = MergeMember(
             chain=self._chain,
             work=self._work,
@@ -244,8 +242,8 @@ class Merger:
 
     async def _take_turns(self) -> None:
         while True:
-            own = self._member.contribution(self.head)
-            model_bytes = sum(ref.size for ref in own.inputs) if own is not None else 0
+            own = self._member.contributions(self.head)
+            model_bytes = sum(ref.size for ref in own[-1].inputs) if own else 0
             now_s = trio.current_time()
             wait_s = self._turns.turn_s(self.head, self._alive(), model_bytes, now_s) - now_s
             if wait_s <= 0:
@@ -432,8 +430,7 @@ class Merger:
         model_bytes = sum(ref.size for ref in record.results)
         holders = [PeerId(acknowledgement.peer) for acknowledgement in committed.acknowledgements]
         await self._work.obtain(record, [*holders, *self._host.alive()], self._pace.transfer_s(model_bytes))
-        own = self._member.contribution(record.parent)
-        contributed = own is not None and own in record.contributors
+        contributed = any(own in record.contributors for own in self._member.contributions(record.parent))
         began_s = self._turns.began_s
         duration_s = trio.current_time() - began_s if began_s is not None else 0.0
         await self._host.adopt(committed, name, contributed, duration_s=duration_s)

@@ -411,11 +411,14 @@ class Ballot(Message, frozen=True, order=True):
 
 
 class Contribution(Message, frozen=True):
-    """What one member puts into a merge: an integer weight and one input shard per piece, in order."""
+    """What one member puts into a merge: an integer weight and one input shard for each piece that moves."""
 
     peer: PeerText
     weight: Annotated[int, Meta(ge=1, le=2**40)]
+    moved: Annotated[list[Count], Meta(min_length=1, max_length=1024)]
+    """Ascending: the pieces."""
     inputs: Annotated[list[ShardRef], Meta(min_length=1, max_length=1024)]
+    """Theirs, in order."""
 
 
 class SignedContribution(Contribution, frozen=True):
@@ -454,8 +457,10 @@ class MergeRecord(Message, frozen=True):
     """Sorted by peer: the order of summation."""
     results: Annotated[list[ShardRef], Meta(min_length=1, max_length=1024)]
     """What all adopt, piece by piece: averaged weights, or the state that an update leads to."""
+    moved: Annotated[list[Count], Meta(min_length=1, max_length=1024)]
+    """Ascending: the pieces that were averaged. The results of all others are the parent's."""
     updates: Annotated[list[ShardRef], Meta(max_length=1024)]
-    """What leads from the parent's results to these, piece by piece; empty where the results themselves travel."""
+    """What leads from the parent's results of those pieces to these; empty where the results themselves travel."""
     roster: Annotated[list[RosterEntry], Meta(min_length=1, max_length=1024)]
     """Sorted by peer: whose acknowledgements count for the next link."""
     absent: Annotated[list[PeerText], Meta(max_length=1024)]

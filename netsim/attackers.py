@@ -37,6 +37,7 @@ from p2p.transport import PeerId
 from training.codecs.plain import FP32
 from training.layout import TensorSpan
 from training.learner import Learner
+from training.outer_state import streams
 from training.pieces import Pieces
 from training.schedules import Schedule
 
@@ -121,12 +122,14 @@ def _serving_forged_fragments(forge: Forge) -> Callable[[GossipNode], None]:
 
 def _contributing_forged_inputs(forge: Forge) -> Callable[[GossipNode], None]:
     def spoil(node: GossipNode) -> None:
-        pieces = Pieces.of(node.trainer.layout)
+        pieces = Pieces.of(node.trainer.layout, streaming=streams(node.spec.outer))
 
         async def contribute(
-            honest: Callable[[bytes, int], Awaitable[Contribution | None]], parent: bytes, point: int
+            honest: Callable[[bytes, Sequence[int]], Awaitable[Contribution | None]],
+            parent: bytes,
+            moved: Sequence[int],
         ) -> Contribution | None:
-            contribution = await honest(parent, point)
+            contribution = await honest(parent, moved)
             if contribution is None:
                 return None
             await node.store.release("forged")
@@ -144,7 +147,7 @@ def _contributing_forged_inputs(forge: Forge) -> Callable[[GossipNode], None]:
 
 def _publishing_forged_sums(forge: Forge) -> Callable[[GossipNode], None]:
     def spoil(node: GossipNode) -> None:
-        pieces = Pieces.of(node.trainer.layout)
+        pieces = Pieces.of(node.trainer.layout, streaming=streams(node.spec.outer))
 
         async def sum_piece(
             honest: Callable[[bytes, int, Sequence[tuple[PeerId, ShardRef, int]]], Awaitable[PieceResult]],

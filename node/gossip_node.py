@@ -31,7 +31,7 @@ from p2p.transport import PeerId
 from training.learner import Learner
 from training.merge_math import weights_hash
 from training.mixing import BEGINNER_TOKENS_SHARE
-from training.outer_state import updates_of
+from training.outer_state import streams, updates_of
 from training.run_spec import RunSpec
 from training.schedules import Schedule
 
@@ -81,6 +81,8 @@ class GossipNode(Node):
                 store=self.store,
                 ledger=self.ledger,
                 updates=updates_of(spec.outer),
+                streaming=streams(spec.outer),
+                points=len(schedule.merge_points),
                 # Several owners of one piece must come to the same bytes, and owe different things.
                 owes=spec.merge.replicas == 1,
             ),

@@ -89,7 +89,6 @@ class NodeMergeHost:
         self._adopted = adopted
         self._pledges: dict[bytes, Pledge] = {}
         """By the record that they are to follow."""
-        self._contributions: dict[bytes, Contribution] = {}
         self._pinned_results: deque[str] = deque()
         self._accepted: deque[str] = deque()
         """Under what the results of records are pinned that were accepted here and may be decided."""
@@ -121,24 +120,21 @@ class NodeMergeHost:
         """Seconds since anything new was heard from ``peer``."""
         return self._unheard_s(peer)
 
-    async def contribute(self, parent: bytes, point: int) -> Contribution | None:
+    async def contribute(self, parent: bytes, moved: Sequence[int]) -> Contribution | None:
         """This node's input to the merge after ``parent``: the live weights as of now, the same for every attempt.
 
         None while the results of ``parent`` are not held here, when what is to be told is how far we came from them.
         """
-        if parent in self._contributions:
-            return self._contributions[parent]
         if self.shape.updates and parent != self._head:
             return None
         state = self._state
-        values = await self._compute.run(self._pledge, lane="train", cost_s=self._costs.copy_s)
-        tokens = self._trainer.tokens
-        pledge = await self._values.pledge(state, values, owner=_inputs(parent))
-        contribution = Contribution(
-            peer=self._local, weight=max(1, tokens - self.tokens_at_anchor), inputs=pledge.inputs
-        )
-        self._pledges[parent], self._contributions[parent] = pledge, contribution
-        return contribution
+        if parent not in self._pledges:
+            values = await self._compute.run(self._pledge, lane="train", cost_s=self._costs.copy_s)
+            weight = max(1, self._trainer.tokens - self.tokens_at_anchor)
+            self._pledges[parent] = Pledge(values, weight, owed={})
+        pledge = self._pledges[parent]
+        inputs = await self._values.offer(state, pledge, moved, owner=_inputs(parent))
+        return Contribution(peer=self._local, weight=pledge.weight, moved=list(moved), inputs=inputs)
 
     async def fetch(self, ref: ShardRef, holders: Sequence[PeerId], timeout_s: float) -> None:
         """Bring a shard into the store. Raises FetchFailed."""
@@ -209,7 +205,7 @@ class NodeMergeHost:
         contribution = None if pledge is None else pledge.values
         async with self._taking:
             await self._take(committed.record, record_hash, contribution, rebase=True, duration_s=duration_s)
-        self._values.settle(pledge, committed.record.updates)
+        self._values.settle(pledge, committed.record)
         await self._forget_inputs(committed.record)
         while self._accepted:
             await self._store.release(self._accepted.popleft())
@@ -220,9 +216,8 @@ class NodeMergeHost:
         for contributor in record.contributors:
             for ref in contributor.inputs:
                 self._store.pin(ref, owner)
-        for parent in {record.parent, *self._contributions}:
+        for parent in {record.parent, *self._pledges}:
             await self._store.release(_inputs(parent))
-        self._contributions.clear()
         self._pledges.clear()
 
     async def recover(self, committed: CommittedRecord, record_hash: bytes, *, rebase: bool) -> None:
@@ -253,18 +248,28 @@ class NodeMergeHost:
         if isinstance(state, Refused):
             raise GossamerError(f"a merge of which {state.text}", why="it would ruin the model")
         if rebase:
+            # Who stood on the parent keeps what it has learned in the pieces that this merge left alone.
+            moved = record.moved if self._head == record.parent else range(len(record.results))
             await self._compute.run(
-                partial(self._rebase, state.anchor, contribution), lane="train", cost_s=self._costs.copy_s
+                partial(self._rebase, state.anchor, contribution, moved),
+                lane="train",
+                cost_s=self._costs.copy_s,
             )
         self._head, self._state = record_hash, state
         await self._pin_results(record_hash, record)
         self._adopted(Adoption(record_hash, record, state.anchor, contribution, duration_s))
 
-    def _rebase(self, anchor: torch.Tensor, contribution: torch.Tensor | None) -> None:
+    def _rebase(self, anchor: torch.Tensor, contribution: torch.Tensor | None, moved: Sequence[int]) -> None:
         self.tokens_at_anchor = self._trainer.tokens
-        # A node whose weights are not in the average has no progress relative to it: it starts from the anchor.
         live = self._trainer.read()
-        self._trainer.write(anchor if contribution is None else anchor + (live - contribution))
+        for piece in moved:
+            to, part = self._values.pieces.cut(anchor, piece), self._values.pieces.cut(live, piece)
+            # A node whose weights are not in the average has no progress relative to it: it starts from the anchor.
+            if contribution is None:
+                part.copy_(to)
+            else:
+                part.copy_(to + (part - self._values.pieces.cut(contribution, piece)))
+        self._trainer.write(live)
         self._void_mixes()
 
     def _base_of(self, parent: bytes) -> OuterState | None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from gossip.ledger import PeerLedger
 from gossip.merge_shape import MergeShape
 from gossip.merge_work import InputRefused, ResultRefused
-from gossip.messages import PieceResult, ShardRef
+from gossip.messages import MergeRecord, PieceResult, ShardRef
 from gossip.store import ShardStore
 from node.compute import Compute
 from node.costs import Costs
@@ -36,12 +36,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pledge:
-    """What this node offered to one link: its shards, and the live weights they were made of."""
+    """What this node has for one link: its live weights of one moment, and what was learned for them."""
 
     values: Tensor
-    inputs: list[ShardRef]
-    owed: Tensor
-    """By this node's contributions once this one is in a record."""
+    weight: int
+    owed: dict[int, Tensor]
+    """By piece that was offered: what this node's contributions owe once that is in a record."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,8 +60,8 @@ class Inputs:
 class MergeValues:
     """Makes and reads the shards of merges. ``updates`` is None where weights themselves always travel.
 
-    ``owes``: whether sums that this node makes may include what it left out of earlier ones. Where several members make
-    the same sum they must not.
+    ``streaming``: whether merges but the last of ``points`` move one fragment each. ``owes``: whether sums that this
+    node makes may include what it left out of earlier ones. Where several members make the same sum they must not.
     """
 
     def __init__(
@@ -73,42 +73,46 @@ class MergeValues:
         store: ShardStore,
         ledger: PeerLedger,
         updates: Updates | None,
+        streaming: bool,
+        points: int,
         owes: bool,
     ) -> None:
-        self.pieces = Pieces.of(layout)
+        self.pieces = Pieces.of(layout, streaming=streaming)
         self._compute = compute
         self._costs = costs
         self._store = store
         self._ledger = ledger
         self._updates = updates
         self._owes = owes
-        self._owed = torch.zeros(layout.total if updates is not None else 0)
-        """By this node's contributions."""
+        self._owed: dict[int, Tensor] = {}
+        """By this node's contributions, piece by piece."""
         self._owed_sums: dict[int, Tensor] = {}
-        """By its sums, piece by piece."""
+        """By its sums."""
         self._sums_made: dict[ShardRef, tuple[int, Tensor]] = {}
         """What it will owe if the sum in that shard is the one that counts."""
-        self.shape = _shape(self.pieces.sizes, updates)
+        self.shape = _shape(self.pieces, updates, streaming, points)
 
-    async def pledge(self, base: OuterState | None, values: Tensor, owner: str) -> Pledge:
-        """Store ``values`` themselves, or without what they have in common with ``base``; pinned for ``owner``."""
+    async def offer(
+        self, base: OuterState | None, pledge: Pledge, moved: Sequence[int], owner: str
+    ) -> list[ShardRef]:
+        """Store the ``moved`` pieces as they are, or without what they have in common with ``base``; pinned."""
         updates = self._updates
-        if updates is None or base is None:
-            data = await self._beside(lambda: [FP32.encode(part) for part in self._cut(values)])
-            owed = self._owed
-        else:
-            known, before = base.anchor, self._owed
 
-            def encode() -> list[tuple[bytes, Tensor]]:
-                delta = known - values
-                return [
-                    updates.encode(part, due)
-                    for part, due in zip(self._cut(delta), self._cut(before), strict=True)
-                ]
+        def encode() -> list[bytes]:
+            data = []
+            for piece in moved:
+                values = self.pieces.cut(pledge.values, piece)
+                if updates is None or base is None:
+                    data.append(FP32.encode(values))
+                    continue
+                due = self._owed.get(piece, torch.zeros_like(values))
+                encoded, pledge.owed[piece] = updates.encode(
+                    self.pieces.cut(base.anchor, piece) - values, due
+                )
+                data.append(encoded)
+            return data
 
-            encoded = await self._beside(encode)
-            data, owed = [part for part, _ in encoded], self.pieces.join([due for _, due in encoded])
-        return Pledge(values, [await self._store.put(part, owner=owner) for part in data], owed)
+        return [await self._store.put(data, owner=owner) for data in await self._beside(encode)]
 
     async def sum(self, base: OuterState | None, inputs: Inputs) -> PieceResult:
         """Store the weighted average, and what it leads to where it is one of updates.
@@ -203,24 +207,22 @@ class MergeValues:
 
         return await self._beside(decode)
 
-    def settle(self, pledge: Pledge | None, updates: Sequence[ShardRef]) -> None:
-        """A link is decided: by these ``updates``, and with ``pledge`` among its inputs if there is one."""
+    def settle(self, pledge: Pledge | None, record: MergeRecord) -> None:
+        """A link is decided, with ``pledge`` among its inputs if there is one."""
         if pledge is not None:
-            self._owed = pledge.owed
-        for update in updates:
+            self._owed |= {piece: owed for piece, owed in pledge.owed.items() if piece in record.moved}
+        for update in record.updates:
             if update in self._sums_made:
                 piece, owed = self._sums_made[update]
                 self._owed_sums[piece] = owed
         self._sums_made.clear()
 
-    def _cut(self, values: Tensor) -> list[Tensor]:
-        return [self.pieces.cut(values, piece) for piece in range(len(self.pieces))]
-
     async def _beside(self, work: Callable[[], T]) -> T:
         return await self._compute.run(work, lane="side", cost_s=self._costs.copy_s)
 
 
-def _shape(sizes: Sequence[int], updates: Updates | None) -> MergeShape:
+def _shape(pieces: Pieces, updates: Updates | None, streaming: bool, points: int) -> MergeShape:
+    sizes = pieces.sizes
     weights = tuple(FP32.size_bytes(size) for size in sizes)
     if updates is None:
         return MergeShape(weights)
@@ -228,4 +230,6 @@ def _shape(sizes: Sequence[int], updates: Updates | None) -> MergeShape:
         weights,
         updates=tuple(updates.codec.size_bytes(size) for size in sizes),
         states=tuple(state_bytes(size) for size in sizes),
+        turns=pieces.turns if streaming else (),
+        points=points,
     )

@@ -51,6 +51,11 @@ def updates_of(spec: OuterSpec) -> Updates | None:
             return Updates(UPDATE_WIRES[spec.wire], spec.rate, spec.momentum)
 
 
+def streams(spec: OuterSpec) -> bool:
+    """Whether merges move one fragment each, in turn."""
+    return isinstance(spec, NesterovSpec) and spec.streaming
+
+
 def state_bytes(count: int) -> int:
     """How long a state of ``count`` values is: the anchor, then the momentum, fp32 both."""
     return FP32.size_bytes(2 * count)

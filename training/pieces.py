@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -28,19 +29,27 @@ class Pieces:
     """Where the pieces of one layout lie: piece p is ``bounds[p]`` to ``bounds[p + 1]`` of the flat vector."""
 
     bounds: tuple[int, ...]
+    turns: tuple[tuple[int, ...], ...]
+    """The pieces of each fragment."""
     _spans: tuple[TensorSpan, ...]
 
     @classmethod
-    def of(cls, layout: ParameterLayout) -> Pieces:
-        """As many pieces as are worth it, at least one for each fragment."""
-        most = max(1, PIECES_MAX // layout.fragments)
+    def of(cls, layout: ParameterLayout, *, streaming: bool) -> Pieces:
+        """As many pieces as are worth it, at least one for each fragment.
+
+        ``streaming``: merges move one fragment each, so that its pieces alone are shared out.
+        """
+        most = max(1, PIECES_MAX // (1 if streaming else layout.fragments))
         bounds = [0]
+        firsts = [0]
         for fragment in range(layout.fragments):
             start, size = layout.bounds[fragment], layout.fragment_size(fragment)
             count = min(max(1, size // PIECE_VALUES_MIN), most)
             bounds += [start + size * piece // count // _GRAIN * _GRAIN for piece in range(1, count)]
             bounds.append(start + size)
-        return cls(tuple(bounds), layout.spans)
+            firsts.append(len(bounds) - 1)
+        turns = tuple(tuple(range(*ends)) for ends in pairwise(firsts))
+        return cls(tuple(bounds), turns, layout.spans)
 
     def __len__(self) -> int:
         return len(self.bounds) - 1

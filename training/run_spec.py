@@ -31,6 +31,7 @@ from training.spec_sections import (
     MergeSpec,
     MlpSpec,
     ModelSpec,
+    NesterovSpec,
     NpzDataSpec,
     OneByteSpec,
     OptimizerSpec,
@@ -91,6 +92,11 @@ class RunSpec(Section, frozen=True):
             raise ValueError(
                 f"exchange.fragments ({self.exchange.fragments}) must not exceed the layers of the model "
                 f"({self.model.layers}): fragments are groups of whole layers"
+            )
+        if isinstance(self.outer, NesterovSpec) and self.outer.streaming and self.exchange.fragments == 1:
+            raise ValueError(
+                "outer.streaming moves one fragment at a time, and exchange.fragments = 1 makes it the whole model: "
+                f"set exchange.fragments from 2 to {self.model.layers}"
             )
         match self.model:
             case GptSpec(context=context) | HuggingFaceSpec(context=context) if (

@@ -275,6 +275,9 @@ class NesterovSpec(Section, frozen=True, kw_only=True, tag_field="kind", tag="ne
     """mu."""
     wire: UpdateWire = "e3m0"
     """What differences travel in. What it leaves out is sent with the next ones."""
+    streaming: bool = False
+    """Whether a merge moves one fragment of ``exchange.fragments``, in turn, but for the first merge and the last:
+    as much in all, in smaller portions (Streaming DiLoCo, arXiv 2501.18512)."""
 
     def __post_init__(self) -> None:
         if self.rate > (most := nesterov_rate_max(self.momentum)):

@@ -29,7 +29,7 @@ from gossip.store import ref_of
 from netsim.checkers.base import Machine, Report, Watcher, World, short
 from node.gossip_node import GossipNode
 from node.merge_host import Adoption
-from training.outer_state import updates_of
+from training.outer_state import streams, updates_of
 from training.pieces import Pieces
 from training.run_spec import run_id
 
@@ -91,17 +91,14 @@ class ExactAverage(Watcher):
 
     def attach(self, machine: Machine, node: GossipNode) -> None:
         """See the weights that are pledged, each committed record, and each anchor that is taken."""
-        host, pieces = node.merge_host, Pieces.of(node.trainer.layout)
+        host, pieces = node.merge_host, pieces_of(node)
         pledged: list[Values] = []
         self.after(host, "_pledge", lambda values: pledged.append(values.numpy().copy()))
 
-        def contribute(parent: bytes, point: int) -> Callable[[Contribution | None], None]:
-            known = len(pledged)
-
+        def contribute(parent: bytes, moved: Sequence[int]) -> Callable[[Contribution | None], None]:
             def done(contribution: Contribution | None) -> None:
-                if contribution is not None and len(pledged) > known:
+                if contribution is not None:
                     self._take_pledge(machine, pieces, parent, Pledge(contribution, pledged[-1]))
-                    pledged.clear()
 
             return done
 
@@ -113,7 +110,8 @@ class ExactAverage(Watcher):
         self.after(host, "_adopted", lambda _, adoption: self._check_adoption(machine, pieces, adoption))
 
     def _take_pledge(self, machine: Machine, pieces: Pieces, parent: bytes, pledge: Pledge) -> None:
-        expected = [name_of(part.tobytes()) for part in cut(pieces, pledge.values)]
+        parts = cut(pieces, pledge.values)
+        expected = [name_of(parts[piece].tobytes()) for piece in pledge.contribution.moved]
         as_weights = [ref.size for ref in pledge.contribution.inputs] == [ref.size for ref in expected]
         if (
             pledge.contribution.peer != machine.identity.peer
@@ -182,23 +180,17 @@ class ExactAverage(Watcher):
     def _check_updates(self, machine: Machine, pieces: Pieces, record: MergeRecord, name: bytes) -> None:
         """Whether each result is the state that its update leads to from the parent's."""
         assert self._updates is not None
-        before = self._states.get(record.parent) or [None] * len(pieces)
-        after: list[tuple[Values, Values] | None] = []
-        for piece, (state, update, result) in enumerate(
-            zip(before, record.updates, record.results, strict=True)
-        ):
-            data = self._bytes_of(update)
-            if state is None:
-                data = self._bytes_of(result)
-                halves = None if data is None else np.split(np.frombuffer(data, np.float32), 2)
-                after.append(None if halves is None else (halves[0], halves[1]))
-                continue
-            if data is None:
-                after.append(None)
+        after = list(self._states.get(record.parent) or [None] * len(pieces))
+        for piece, update in zip(record.moved, record.updates, strict=True):
+            result, state, data = record.results[piece], after[piece], self._bytes_of(update)
+            if state is None or data is None:
+                told = self._bytes_of(result)
+                after[piece] = None if told is None else halves(told)
                 continue
             delta = self._updates.codec.decode(data, pieces.size(piece)).numpy()
-            led_to = stepped(*state, delta, rate=self._updates.rate, memory=self._updates.memory)
-            after.append(led_to)
+            after[piece] = led_to = stepped(
+                *state, delta, rate=self._updates.rate, memory=self._updates.memory
+            )
             if result != name_of(np.concatenate(led_to).tobytes()):
                 self.fail(
                     f"piece {piece} of record {short(name)} is not what its update leads to", machine.number
@@ -232,7 +224,7 @@ class ExactAverage(Watcher):
         """What one contributor put into one fragment; None when it is a stranger's and nobody honest holds it."""
         if (pledge := self._pledges.find(parent, contribution)) is not None:
             return cut(pieces, pledge.values)[piece]
-        ref = contribution.inputs[piece]
+        ref = contribution.inputs[contribution.moved.index(piece)]
         data = self._bytes_of(ref)
         return None if data is None else np.frombuffer(data, np.float32)
 
@@ -315,7 +307,7 @@ class Rebase(Watcher):
 
     def attach(self, machine: Machine, node: GossipNode) -> None:
         """See what is put under the live weights, and what they are before and after."""
-        host, trainer = node.merge_host, node.trainer
+        host, trainer, pieces = node.merge_host, node.trainer, pieces_of(node)
         pledged: dict[bytes, list[ShardRef]] = {}
         """What this life has pledged to each link since its weights were last put on an anchor."""
         moved: list[torch.Tensor] = []
@@ -349,9 +341,16 @@ class Rebase(Watcher):
 
             return done
 
-        def rebase(anchor: torch.Tensor, contribution: torch.Tensor | None) -> Callable[[None], None]:
+        def rebase(
+            anchor: torch.Tensor, contribution: torch.Tensor | None, of: Sequence[int]
+        ) -> Callable[[None], None]:
             before = trainer.read()
-            expected = anchor if contribution is None else anchor + (before - contribution)
+            expected = before.clone()
+            for piece in of:
+                at = slice(*pieces.bounds[piece : piece + 2])
+                expected[at] = (
+                    anchor[at] if contribution is None else anchor[at] + (before[at] - contribution[at])
+                )
 
             def done(_: None) -> None:
                 moved.append(anchor)
@@ -360,7 +359,7 @@ class Rebase(Watcher):
 
             return done
 
-        def contributed(contribution: Contribution | None, parent: bytes, _: int) -> None:
+        def contributed(contribution: Contribution | None, parent: bytes, _: Sequence[int]) -> None:
             if contribution is not None:
                 pledged[parent] = contribution.inputs
 
@@ -377,6 +376,17 @@ def average(inputs: Sequence[Values], weights: Sequence[int]) -> Values:
     for values, weight in zip(inputs, capped, strict=True):
         total += values.astype(np.float64) * weight
     return (total / sum(capped)).astype(np.float32)
+
+
+def pieces_of(node: GossipNode) -> Pieces:
+    """Where merges cut the model."""
+    return Pieces.of(node.trainer.layout, streaming=streams(node.spec.outer))
+
+
+def halves(state: bytes) -> tuple[Values, Values]:
+    """Anchor and momentum."""
+    values = np.frombuffer(state, np.float32)
+    return values[: len(values) // 2], values[len(values) // 2 :]
 
 
 def stepped(

@@ -91,7 +91,7 @@ class Bounded(Watcher):
         yield "peers reconciled with", len(node.anti_entropy._meeting), limits.peers_max
         yield "holders credited", len(node.fetcher.bytes_pulled), limits.address_book_max
         yield "bytes stored", node.store._bytes_held, node.store._quota_bytes
-        yield "contributions remembered", len(node.merge_host._contributions), CONTRIBUTIONS_MAX
+        yield "contributions remembered", len(node.merge_host._pledges), CONTRIBUTIONS_MAX
         yield "contributions offered", len(merger._member._contributions), CONTRIBUTIONS_MAX
         yield "records", len(merger._chain._records), limits.merge_records_kept + RECORDS_OVER
         yield "hints at heads", len(merger._catch_up._hints), limits.members_max

@@ -82,11 +82,13 @@ class IntegerHost:
             return 0.0
         return trio.current_time() - self.member.last_seen_s.get(peer, 0.0)
 
-    async def contribute(self, parent: bytes, point: int) -> Contribution | None:
+    async def contribute(self, parent: bytes, moved: Sequence[int]) -> Contribution | None:
         """The live integers."""
         await trio.sleep(0.01)
-        inputs = [self.keep(value) for value in self.live]
-        return Contribution(peer=self.member.peer, weight=1 + self.member.number, inputs=inputs)
+        inputs = [self.keep(self.live[piece]) for piece in moved]
+        return Contribution(
+            peer=self.member.peer, weight=1 + self.member.number, moved=list(moved), inputs=inputs
+        )
 
     async def sum_piece(
         self, parent: bytes, piece: int, inputs: Sequence[tuple[PeerId, ShardRef, int]]

@@ -47,7 +47,9 @@ def ref(text):
 
 def contribution(peer, link):
     inputs = [ref(f"{peer}/{piece}") for piece in range(PIECES)]
-    return sign_contribution(CheapSigner(peer), link, Contribution(peer=peer, weight=10, inputs=inputs))
+    return sign_contribution(
+        CheapSigner(peer), link, Contribution(peer=peer, weight=10, moved=list(range(PIECES)), inputs=inputs)
+    )
 
 
 def record_on(link, contributors=PEERS[:3], founders=PEERS[:4], absent=()):
@@ -60,6 +62,7 @@ def record_on(link, contributors=PEERS[:3], founders=PEERS[:4], absent=()):
         ballot=Ballot(attempt=0, proposer=PEERS[0]),
         contributors=[contribution(peer, link) for peer in sorted(contributors)],
         results=[ref(f"result/{piece}") for piece in range(PIECES)],
+        moved=list(range(PIECES)),
         updates=[],
         roster=next_roster(link, contributors, founders),
         absent=list(absent),

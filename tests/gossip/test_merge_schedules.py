@@ -91,7 +91,7 @@ class Peer:
                     if isinstance(answer, Outbid):
                         return answer
                     inputs = [ref(self.name, self.lives, piece) for piece in range(PIECES)]
-                    offer = Contribution(peer=self.name, weight=1, inputs=inputs)
+                    offer = Contribution(peer=self.name, weight=1, moved=list(range(PIECES)), inputs=inputs)
                     signed = sign_contribution(CheapSigner(self.name), self.link, offer)
                     return MergeOffer(contribution=signed, accepted=answer)
                 case MergePlan():

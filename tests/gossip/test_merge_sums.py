@@ -32,7 +32,9 @@ LINK = Link.genesis(RUN)
 
 def contribution_of(peer: PeerId) -> SignedContribution:
     inputs = [ref(peer, piece) for piece in range(PIECES)]
-    return sign_contribution(CheapSigner(peer), LINK, Contribution(peer=peer, weight=1, inputs=inputs))
+    return sign_contribution(
+        CheapSigner(peer), LINK, Contribution(peer=peer, weight=1, moved=list(range(PIECES)), inputs=inputs)
+    )
 
 
 def sum_of(plan: MergePlan, piece: int) -> ShardRef:
@@ -102,7 +104,9 @@ def test_what_was_settled_in_one_plan_is_not_used_in_the_next() -> None:
 
 def test_a_sum_that_the_other_owner_could_not_make_does_not_count() -> None:
     names = [peer_named(number) for number in range(5)]
-    sums = Sums([contribution_of(name) for name in names], link=LINK, shape=SHAPE, replicas=2)
+    sums = Sums(
+        [contribution_of(name) for name in names], link=LINK, moved=range(PIECES), shape=SHAPE, replicas=2
+    )
     owned = owners(LINK.parent, names, PIECES, 2)
     liar, honest = owned[0]
     for piece, chosen in enumerate(owned):
@@ -123,6 +127,7 @@ def test_a_plan_that_is_not_complete_is_followed_by_a_smaller_one(data: st.DataO
     sums = Sums(
         [contribution_of(name) for name in names],
         link=LINK,
+        moved=range(PIECES),
         shape=SHAPE,
         replicas=replicas,
     )

@@ -161,6 +161,7 @@ def record_of(
         ballot=ballot,
         contributors=[],
         results=[REF],
+        moved=[0],
         updates=[],
         roster=[RosterEntry(peer=peer_named(number), last_height=height) for number in voters],
         absent=[peer_named(number) for number in absent],

@@ -26,6 +26,8 @@ OFTEN = msgspec.structs.replace(
 """A merge every ten seconds."""
 BY_UPDATES = msgspec.structs.replace(OFTEN, outer=NesterovSpec(wire="e3m0"))
 """The same, and all but the first of them move the anchor by what members send in four bits."""
+STREAMED = msgspec.structs.replace(BY_UPDATES, outer=NesterovSpec(wire="int8", streaming=True))
+"""The same, a fragment at a time."""
 
 
 def everybody(world: World, besides: int) -> list[int]:
@@ -106,7 +108,7 @@ async def a_full_disk(world: World) -> None:
     await trio.sleep(40)
 
 
-@pytest.mark.parametrize("spec", [OFTEN, BY_UPDATES], ids=["weights", "updates"])
+@pytest.mark.parametrize("spec", [OFTEN, BY_UPDATES, STREAMED], ids=["weights", "updates", "streamed"])
 @pytest.mark.parametrize("script", [calm, deaths_and_returns, rot, a_long_partition, a_full_disk])
 def test_the_checkers_are_silent_while_promises_are_kept(script: Script, spec: RunSpec) -> None:
     assert simulate(script, spec=spec) == []

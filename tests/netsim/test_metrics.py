@@ -13,6 +13,8 @@ from netsim.determinism import SimClock
 from netsim.metrics import MEMBER_AFTER_S, Metrics, dispersion
 from netsim.world import Machine
 from node.gossip_node import GossipNode
+from training.run_spec import RunSpec
+from training.spec_sections import PhaseSpec, ScheduleSpec
 
 
 class SketchedNode(GossipNode):
@@ -40,6 +42,10 @@ class SketchedWorld:
     def __init__(self, machines: int, founders: int) -> None:
         self.machines = [self._machine(number) for number in range(machines)]
         self.network = SimpleNamespace(deliveries=0, messages=0)
+        self.spec = RunSpec(
+            name="x",
+            schedule=ScheduleSpec(preset="custom", phases=(PhaseSpec(until=1.0, merges=2),)),
+        )
         self.told: list[tuple[str, list[int], str]] = []
         self.metrics = Metrics(
             self,  # type: ignore[arg-type]

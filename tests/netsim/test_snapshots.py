@@ -50,7 +50,8 @@ class Served:
             store=self.store,
             ledger=self.ledger,
             limits=DEFAULT_LIMITS,
-            spec=SPEC.exchange,
+            peers_max=Schedule.of(SPEC).peers_max,
+            wire=SPEC.exchange.wire,
         )
         self.snapshots.serve()
 

@@ -239,8 +239,10 @@ def contribution_subtracted_twice() -> contextlib.AbstractContextManager[object]
     """A merge takes a node's own part out of its live weights once too often."""
     honest = NodeMergeHost._rebase
 
-    def rebase(host: NodeMergeHost, anchor: torch.Tensor, contribution: torch.Tensor | None) -> None:
-        honest(host, anchor, None if contribution is None else contribution + contribution)
+    def rebase(
+        host: NodeMergeHost, anchor: torch.Tensor, contribution: torch.Tensor | None, moved: Sequence[int]
+    ) -> None:
+        honest(host, anchor, None if contribution is None else contribution + contribution, moved)
 
     return patch.object(NodeMergeHost, "_rebase", rebase)
 

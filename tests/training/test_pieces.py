@@ -28,7 +28,7 @@ def layout_of(sizes: list[int], fragments: int = 1) -> ParameterLayout:
 )
 def test_pieces_tile_the_vector_and_their_spans_tile_them(sizes: list[int], fragments: int) -> None:
     layout = layout_of(sizes, min(fragments, len(sizes)))
-    pieces = Pieces.of(layout)
+    pieces = Pieces.of(layout, streaming=False)
     assert pieces.bounds[0] == 0
     assert pieces.bounds[-1] == layout.total
     assert set(layout.bounds) <= set(pieces.bounds), "no piece lies in two fragments"
@@ -43,15 +43,24 @@ def test_pieces_tile_the_vector_and_their_spans_tile_them(sizes: list[int], frag
 
 
 def test_a_large_model_is_shared_out_evenly_and_a_small_one_stays_whole() -> None:
-    sizes = Pieces.of(layout_of([10_000_000])).sizes
+    sizes = Pieces.of(layout_of([10_000_000]), streaming=False).sizes
     assert len(sizes) == PIECES_MAX
     assert max(sizes) - min(sizes) <= 2 * 4096
-    assert len(Pieces.of(layout_of([2 * PIECE_VALUES_MIN - 1]))) == 1
+    assert len(Pieces.of(layout_of([2 * PIECE_VALUES_MIN - 1]), streaming=False)) == 1
+
+
+def test_streamed_fragments_are_shared_out_each_by_itself() -> None:
+    layout = layout_of([1_000_000] * 4, fragments=2)
+    assert [len(turn) for turn in Pieces.of(layout, streaming=False).turns] == [PIECES_MAX // 2] * 2
+    pieces = Pieces.of(layout, streaming=True)
+    assert [len(turn) for turn in pieces.turns] == [PIECES_MAX] * 2
+    assert [piece for turn in pieces.turns for piece in turn] == list(range(len(pieces)))
+    assert pieces.bounds[pieces.turns[1][0]] == layout.bounds[1]
 
 
 @pytest.mark.parametrize("fragments", [1, 3])
 def test_what_is_cut_can_be_joined(fragments: int) -> None:
     layout = layout_of([100_000, 50_000, 70_001], fragments)
-    pieces = Pieces.of(layout)
+    pieces = Pieces.of(layout, streaming=False)
     values = torch.arange(layout.total, dtype=torch.float32)
     assert torch.equal(pieces.join([pieces.cut(values, piece) for piece in range(len(pieces))]), values)
