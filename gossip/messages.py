@@ -21,6 +21,7 @@ HELLO_PROTOCOL = ProtocolName("/gossamer/hello/1")
 SYNC_PROTOCOL = ProtocolName("/gossamer/sync/1")
 SHARD_PROTOCOL = ProtocolName("/gossamer/shard/1")
 SNAPSHOT_PROTOCOL = ProtocolName("/gossamer/snapshot/1")
+PAIR_PROTOCOL = ProtocolName("/gossamer/pair/1")
 MERGE_PROTOCOL = ProtocolName("/gossamer/merge/1")
 LOG_PROTOCOL = ProtocolName("/gossamer/log/1")
 LOG_SYNC_PROTOCOL = ProtocolName("/gossamer/log-sync/1")
@@ -398,6 +399,52 @@ class Snapshot(Message, frozen=True):
     """A snapshot by content: its bytes are pulled as a shard, which is kept for the asker until it asks again."""
 
     shard: ShardRef
+
+
+# --- pairs: two members meet half-way ---------------------------------------------------------------------------
+
+
+class PairOffer(Message, frozen=True):
+    """Ask a member to meet. Answered by PairAccept or PairBusy."""
+
+    shard: ShardRef
+    """What the asker brings: where its outer step began, and where its inner steps led."""
+
+
+class PairAccept(Message, frozen=True):
+    """The member will meet, and brings this. It pulls the asker's shard from now on."""
+
+    shard: ShardRef
+
+
+class PairBusy(Message, frozen=True):
+    """Not now: the member is meeting somebody, or has only just met."""
+
+
+class PairClaim(Message, frozen=True):
+    """What a receipt's signature covers."""
+
+    run: Hash
+    brought: ShardRef
+    """By the author."""
+    held: ShardRef
+    """What the other brought."""
+
+
+class PairReceipt(Message, frozen=True):
+    """Its author holds what the other brought, and steps once it has the other's receipt. Answered by the other's.
+
+    Purpose ``gossamer/pair-receipt/1``, payload a PairClaim.
+    """
+
+    claim: PairClaim
+    signature: Signature
+
+
+PairRequest = PairOffer | PairReceipt
+"""What may be asked on PAIR_PROTOCOL."""
+PairReply = PairAccept | PairBusy | PairReceipt
+"""What may be answered there."""
 
 
 # --- merges: one link of the chain at a time ------------------------------------------------------------------

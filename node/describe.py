@@ -42,6 +42,7 @@ def describe(node: Node, *, device: str, parameters: int, unit: str, name: str) 
         tokens=node.tokens,
         mixes=gossip.exchanger.mixes if gossip else 0,
         mixes_failed=gossip.exchanger.mixes_failed if gossip else 0,
+        mixes_one_sided=gossip.exchanger.one_sided if gossip else 0,
         last_mix=gossip.exchanger.last_mix if gossip else None,
         last_merge=gossip.merges.last if gossip else None,
         merges=gossip.merges.count if gossip else 0,

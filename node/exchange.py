@@ -86,6 +86,8 @@ class Exchanger:
         self._weights_epoch = 0
         self.mixes = 0
         self.mixes_failed = 0
+        self.one_sided = 0
+        """Pulls have one side."""
         self.last_mix: MixReport | None = None
 
     def void_mixes(self) -> None:

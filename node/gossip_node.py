@@ -23,17 +23,20 @@ from node.merge_host import Adoption, NodeMergeHost
 from node.merge_values import MergeValues
 from node.merges import Merges
 from node.node import LOSS_TOLD_MAX, Node, Weights, Which
+from node.pairs import PairExchanger
 from node.rounds import AwaitFinalMerge, Exchange, Finished, MemberProgress, Rounds, Train
 from node.runtime import NodeOptions, Runtime
 from node.snapshots import Snapshots
 from p2p.errors import GossamerError
 from p2p.transport import PeerId
+from training.codecs.named import WIRES
 from training.learner import Learner
 from training.merge_math import weights_hash
 from training.mixing import BEGINNER_TOKENS_SHARE
 from training.outer_state import streams, updates_of
 from training.run_spec import RunSpec
 from training.schedules import Schedule
+from training.spec_sections import PairsSpec
 
 log = structlog.get_logger()
 
@@ -118,23 +121,7 @@ class GossipNode(Node):
             peers_max=schedule.peers_max,
             wire=spec.exchange.wire,
         )
-        self.exchanger = Exchanger(
-            spec=spec.exchange,
-            schedule=schedule,
-            transport=runtime.transport,
-            trainer=trainer,
-            compute=runtime.compute,
-            costs=runtime.costs,
-            fetcher=self.fetcher,
-            ledger=self.ledger,
-            limits=limits,
-            rng=runtime.rng,
-            members=self.members.peers,
-            may_mix_with=self._may_mix_with,
-            is_elder=self._is_elder,
-            fetch_timeout_s=EXCHANGE_TIMEOUT_S,
-            pacer=self._pull_pacer,
-        )
+        self.exchanger = self._build_exchanger(spec, schedule)
         self.rounds = Rounds(
             steps_total=spec.train.steps,
             every_steps=spec.exchange.every_steps,
@@ -156,6 +143,48 @@ class GossipNode(Node):
             others_known=lambda: len(self.book) > 0,
             progress=self._progress,
             settled=self._merge_settled,
+        )
+
+    def _build_exchanger(self, spec: RunSpec, schedule: Schedule) -> Exchanger | PairExchanger:
+        runtime = self.runtime
+        if isinstance(spec.outer, PairsSpec):
+            return PairExchanger(
+                spec=spec.outer,
+                codec=WIRES[spec.exchange.wire],
+                every_steps=spec.exchange.every_steps,
+                schedule=schedule,
+                run=self.run_id,
+                signer=runtime.signer,
+                transport=runtime.transport,
+                trainer=self.trainer,
+                compute=runtime.compute,
+                costs=runtime.costs,
+                store=self.store,
+                fetcher=self.fetcher,
+                ledger=self.ledger,
+                limits=self.limits,
+                rng=runtime.rng,
+                members=self.members.peers,
+                may_mix_with=self._may_mix_with,
+                is_elder=self._is_elder,
+                pacer=self._pull_pacer,
+            )
+        return Exchanger(
+            spec=spec.exchange,
+            schedule=schedule,
+            transport=runtime.transport,
+            trainer=self.trainer,
+            compute=runtime.compute,
+            costs=runtime.costs,
+            fetcher=self.fetcher,
+            ledger=self.ledger,
+            limits=self.limits,
+            rng=runtime.rng,
+            members=self.members.peers,
+            may_mix_with=self._may_mix_with,
+            is_elder=self._is_elder,
+            fetch_timeout_s=EXCHANGE_TIMEOUT_S,
+            pacer=self._pull_pacer,
         )
 
     @property
@@ -214,6 +243,8 @@ class GossipNode(Node):
 
     def _begin(self, nursery: trio.Nursery) -> None:
         self.snapshots.serve()
+        if isinstance(self.exchanger, PairExchanger):
+            self.exchanger.serve(nursery)
         nursery.start_soon(self.merger.run)
         nursery.start_soon(self._train)
         nursery.start_soon(self._exchange)

@@ -152,6 +152,8 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     tokens: int
     mixes: int
     mixes_failed: int
+    mixes_one_sided: int
+    """Meetings after which the other may have stepped and this node has not."""
     last_mix: MixReport | None
     last_merge: MergeReport | None
     merges: int

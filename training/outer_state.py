@@ -22,7 +22,7 @@ from training.codecs.named import UPDATE_WIRES
 from training.codecs.plain import FP32
 from training.mixing import Refused, decoded
 from training.outer_steps import nesterov
-from training.spec_sections import NesterovSpec, OuterSpec, PlainOuterSpec
+from training.spec_sections import NesterovSpec, OuterSpec, PairsSpec, PlainOuterSpec
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,7 +45,7 @@ class OuterState:
 def updates_of(spec: OuterSpec) -> Updates | None:
     """How a run's merges move by updates; None where each averages weights."""
     match spec:
-        case PlainOuterSpec():
+        case PlainOuterSpec() | PairsSpec():
             return None
         case NesterovSpec():
             return Updates(UPDATE_WIRES[spec.wire], spec.rate, spec.momentum)

@@ -111,13 +111,6 @@ def pair_contraction(*, rate: float, memory: float, group: int = 2) -> float:
     return float(torch.linalg.eigvals(torch.stack([distance, crossed, moved])).abs().max())
 
 
-def pair_rate_max(*, memory: float, group: int = 2) -> float:
-    """The largest rate at which ``pair_step`` still brings members together, to two decimals, rounded down."""
-    hundredths = range(1, 400)
-    stable = [n for n in hundredths if pair_contraction(rate=n / 100, memory=memory, group=group) < 1.0]
-    return max(stable, default=0) / 100
-
-
 def local_steps(steps: int, *, speed: float, fastest: float) -> int:
     """Inner steps of a member that makes ``speed`` steps a second, where the fastest takes ``steps``: at least one.
 

@@ -36,6 +36,7 @@ from training.spec_sections import (
     OneByteSpec,
     OptimizerSpec,
     OuterSpec,
+    PairsSpec,
     PlainOuterSpec,
     ScheduleSpec,
     Section,
@@ -98,6 +99,8 @@ class RunSpec(Section, frozen=True):
                 "outer.streaming moves one fragment at a time, and exchange.fragments = 1 makes it the whole model: "
                 f"set exchange.fragments from 2 to {self.model.layers}"
             )
+        if isinstance(self.outer, PairsSpec):
+            self._check_pairs()
         match self.model:
             case GptSpec(context=context) | HuggingFaceSpec(context=context) if (
                 self.train.batch * context > TOKENS_PER_STEP_MAX
@@ -109,6 +112,16 @@ class RunSpec(Section, frozen=True):
                 raise ValueError(
                     f"train.batch times the widest layer must not exceed {ACTIVATIONS_PER_STEP_MAX:,} numbers"
                 )
+
+    def _check_pairs(self) -> None:
+        if self.exchange.fragments != 1:
+            raise ValueError(
+                f"outer.kind = pairs moves whole models: set exchange.fragments from {self.exchange.fragments} to 1"
+            )
+        if self.exchange.rule != "variance_corrected" or any(p.peers != 1 for p in self.schedule.phases):
+            raise ValueError(
+                "outer.kind = pairs has no use of exchange.rule, nor of more than one peer: leave them out"
+            )
 
     def _check_one_byte(self, spec: OneByteSpec) -> None:
         if self.init != "shared":

@@ -10,11 +10,12 @@ leave that key out and means the default's; the canonical bytes always name it.
 from __future__ import annotations
 
 import itertools
-import math
 from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta
+
+from training.stability import nesterov_rate_max, pair_rate_max
 
 PARAMETERS_MAX = 1 << 28
 """Parameters of the largest model: in fp32 one gibibyte, so that every fragment fits into a shard."""
@@ -28,16 +29,6 @@ PHASE_MERGES_MAX = 10_000
 MixingRuleName = Literal["mean", "variance_corrected"]
 Wire = Literal["fp32", "bf16", "int8"]
 UpdateWire = Literal["fp32", "bf16", "int8", "e3m0", "top64"]
-
-
-def nesterov_rate_max(momentum: float) -> float:
-    """The rate beyond which Nesterov's steps grow even where members agree on where to go, to two decimals.
-
-    With x the distance to where all inner steps lead, which they cover in full, a step is
-    x <- x - rate (x + momentum m), m <- momentum m + x: both eigenvalues are within the unit circle up to
-    (2 + 2 momentum) / (1 + 2 momentum).
-    """
-    return math.floor(100 * (2 + 2 * momentum) / (1 + 2 * momentum)) / 100
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -287,7 +278,24 @@ class NesterovSpec(Section, frozen=True, kw_only=True, tag_field="kind", tag="ne
             )
 
 
-OuterSpec: TypeAlias = PlainOuterSpec | NesterovSpec
+class PairsSpec(Section, frozen=True, kw_only=True, tag_field="kind", tag="pairs"):
+    """NoLoCo: in place of pulls, two members at a time meet half-way, each with a momentum of its own
+    (``training.outer_steps.pair_step``). Merges average weights, as without an outer step."""
+
+    rate: Annotated[float, Meta(gt=0, le=2)] = 0.7
+    """beta and gamma."""
+    momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.5
+    """alpha."""
+
+    def __post_init__(self) -> None:
+        if self.rate > (most := pair_rate_max(self.momentum)):
+            raise ValueError(
+                f"outer.rate ({self.rate:g}) would drive members apart with outer.momentum = {self.momentum:g}: "
+                f"set it to {most:.2f} or less"
+            )
+
+
+OuterSpec: TypeAlias = PlainOuterSpec | NesterovSpec | PairsSpec
 
 
 class OneByteSpec(Section, frozen=True):

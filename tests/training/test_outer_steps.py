@@ -17,9 +17,9 @@ from training.outer_steps import (
     local_steps,
     nesterov,
     pair_contraction,
-    pair_rate_max,
     pair_step,
 )
+from training.stability import nesterov_rate_max, pair_rate_max
 
 seeds = st.integers(0, 2**31)
 
@@ -111,11 +111,25 @@ def test_a_group_of_all_at_rate_one_without_memory_goes_to_the_average() -> None
         torch.testing.assert_close(following, average, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("memory", "rate_max"), [(0.0, 1.99), (0.3, 1.82), (0.5, 1.49), (0.7, 1.02), (0.9, 0.37)]
-)
-def test_pairs_hold_together_up_to_a_rate(memory: float, rate_max: float) -> None:
-    assert pair_rate_max(memory=memory) == rate_max
+@given(memory=st.floats(0.0, 0.97))
+def test_pairs_hold_together_up_to_a_rate_and_not_beyond(memory: float) -> None:
+    most = pair_rate_max(memory)
+    assert pair_contraction(rate=most, memory=memory) < 1.0
+    assert pair_contraction(rate=most + 0.02, memory=memory) > 1.0
+
+
+@pytest.mark.parametrize("memory", [0.0, 0.5, 0.9])
+def test_an_anchor_stays_where_it_is_wanted_up_to_a_rate_and_not_beyond(memory: float) -> None:
+    """Members that go all the way to 0 from wherever they start."""
+
+    def after(rate: float) -> float:
+        parent, momentum = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+        for _ in range(4000):
+            parent, momentum = nesterov(parent, 0 * parent, momentum, rate=rate, memory=memory)
+        return abs(parent.item())
+
+    assert after(nesterov_rate_max(memory)) < 1.0
+    assert after(nesterov_rate_max(memory) + 0.02) > 1.0
 
 
 def spread_after(rounds: int, *, rate: float, memory: float) -> float:
