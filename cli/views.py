@@ -140,7 +140,7 @@ def _exchange_lines(status: NodeStatus) -> list[tuple[str, str]]:
     records = status.records
     if records is None:
         return [
-            ("mix", f"{mix_text(status.last_mix)}   {status.mixes} mixes, {status.mixes_failed} failed"),
+            ("mix", f"{mix_text(status.last_mix)}   {_mixes_text(status)}"),
             ("merge", _merge_text(status)),
         ]
     also = "".join(
@@ -160,6 +160,11 @@ def _exchange_lines(status: NodeStatus) -> list[tuple[str, str]]:
             ("ceiling", f"{records.ceiling:.0f} peers like this one, and applying takes as long as probing")
         )
     return lines
+
+
+def _mixes_text(status: NodeStatus) -> str:
+    one_sided = f", {status.mixes_one_sided} one-sided" if status.mixes_one_sided else ""
+    return f"{status.mixes} mixes, {status.mixes_failed} failed{one_sided}"
 
 
 def _merge_text(status: NodeStatus) -> str:

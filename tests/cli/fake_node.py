@@ -59,6 +59,7 @@ def status_of(index: int, **changes: object) -> NodeStatus:
         "tokens": 51_200,
         "mixes": 9,
         "mixes_failed": 1,
+        "mixes_one_sided": 0,
         "last_mix": MixReport(
             rule="variance_corrected",
             fragment=0,
