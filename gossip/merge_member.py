@@ -53,6 +53,7 @@ from gossip.messages import (
     SignedContribution,
     WantRecord,
 )
+from gossip.progress import Progress
 from p2p.codec import decode, encode
 from p2p.errors import CallRefused, GossamerError, MalformedMessage
 from p2p.identity import Signer
@@ -63,6 +64,8 @@ PROMISE = "merges/promise"
 ABSENT_PERIODS = 3.0
 """A proposer leaves a member out of the quorum after this many merge periods without word from it, and gives up a
 record that cannot be decided without such members."""
+ADOPTED_WAIT_S = 1.0
+"""How long a call for a contribution waits for the anchor to be taken that it builds on: merges may follow closely."""
 ABSENT_PERIODS_CONFIRMED = 2.0
 """An acceptor agrees from this many on: no two members hear the same word at the same time."""
 
@@ -112,6 +115,7 @@ class MergeMember:
         self._contributions: dict[bytes, dict[tuple[int, ...], SignedContribution]] = {}
         """What this node offered, by parent and by the pieces that were to move, since it last adopted an anchor."""
         self._adopted = chain.head
+        self._adoption = Progress()
         self._started_s = math.inf
         self.problem = ""
         """What keeps this node from voting or contributing, for people; whoever extends the chain clears it."""
@@ -148,6 +152,7 @@ class MergeMember:
         """The live weights stand on the anchor of ``head`` now."""
         self._adopted = head
         self._contributions.clear()
+        self._adoption.made()
 
     def absent(self, members: Collection[PeerId], periods: float = ABSENT_PERIODS) -> set[PeerId]:
         """Who of ``members`` has been unheard for ``periods`` merge periods."""
@@ -314,6 +319,9 @@ class MergeMember:
     async def _contribute(self, link: Link, point: int) -> SignedContribution | None:
         async with self._contributing:
             # Before the last anchor is adopted the live weights do not stand on it yet.
+            with trio.move_on_after(ADOPTED_WAIT_S):
+                while self._adopted != self._chain.head:
+                    await self._adoption.wait()
             offered = self._contributions.get(link.parent, {})
             moved = self._shape.moved(link.point, point, first=link.is_genesis)
             if moved not in offered and self._adopted == link.parent == self._chain.head:

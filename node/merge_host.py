@@ -1,9 +1,10 @@
 """What a global merge asks of this node's weights: contribute a snapshot, sum a piece, adopt the anchor.
 
 Owns the anchor (what the last committed merge came to) and the rule that takes it into the live weights,
-``live <- anchor + (live - own contribution)``. The agreement itself is ``gossip.merging``; what shards hold is
-``node.merge_values``. Inputs stay pinned until a commit, results for two more merges. The results of a record are
-durable before its acceptance is said: others may have to fetch them from here alone.
+``live <- anchor + (live - own contribution)``; who stood on the anchor before and is not in the average takes that for
+its contribution, so that what it has learned goes into the next one. The agreement itself is ``gossip.merging``; what
+shards hold is ``node.merge_values``. Inputs stay pinned until a commit, results for two more merges. The results of a
+record are durable before its acceptance is said: others may have to fetch them from here alone.
 """
 
 from __future__ import annotations
@@ -249,9 +250,10 @@ class NodeMergeHost:
             raise GossamerError(f"a merge of which {state.text}", why="it would ruin the model")
         if rebase:
             # Who stood on the parent keeps what it has learned in the pieces that this merge left alone.
-            moved = record.moved if self._head == record.parent else range(len(record.results))
+            stood = self._state.anchor if self._state is not None and self._head == record.parent else None
+            moved = range(len(record.results)) if stood is None else record.moved
             await self._compute.run(
-                partial(self._rebase, state.anchor, contribution, moved),
+                partial(self._rebase, state.anchor, stood if contribution is None else contribution, moved),
                 lane="train",
                 cost_s=self._costs.copy_s,
             )
@@ -259,16 +261,13 @@ class NodeMergeHost:
         await self._pin_results(record_hash, record)
         self._adopted(Adoption(record_hash, record, state.anchor, contribution, duration_s))
 
-    def _rebase(self, anchor: torch.Tensor, contribution: torch.Tensor | None, moved: Sequence[int]) -> None:
+    def _rebase(self, anchor: torch.Tensor, stood: torch.Tensor | None, moved: Sequence[int]) -> None:
+        """``stood``: what the progress is reckoned from that is not in the anchor yet; None: there is none."""
         self.tokens_at_anchor = self._trainer.tokens
         live = self._trainer.read()
         for piece in moved:
             to, part = self._values.pieces.cut(anchor, piece), self._values.pieces.cut(live, piece)
-            # A node whose weights are not in the average has no progress relative to it: it starts from the anchor.
-            if contribution is None:
-                part.copy_(to)
-            else:
-                part.copy_(to + (part - self._values.pieces.cut(contribution, piece)))
+            part.copy_(to if stood is None else to + (part - self._values.pieces.cut(stood, piece)))
         self._trainer.write(live)
         self._void_mixes()
 
@@ -281,7 +280,8 @@ class NodeMergeHost:
         return self._state
 
     async def _read_live(self) -> torch.Tensor:
-        return await self._compute.run(self._trainer.read, lane="train", cost_s=self._costs.copy_s)
+        # As a measure only, so that it need not wait for the end of a slice of inner steps.
+        return await self._compute.run(self._trainer.read, lane="side", cost_s=self._costs.copy_s)
 
     def _is_beginner(self) -> bool:
         """Whether this node's weights may be no measure for others': early in its run, and based on no merge."""

@@ -296,7 +296,8 @@ class EqualBits(Watcher):
 class Rebase(Watcher):
     """No step is lost or counted twice: ``live <- anchor + (live - own contribution)``, and it is the one pledged.
 
-    Who is not in the average starts from the anchor itself.
+    Who is not in the average keeps what it has learned since the anchor before, if it stood on that, and else starts
+    from the anchor itself.
     """
 
     name = "rebase"
@@ -312,6 +313,8 @@ class Rebase(Watcher):
         """What this life has pledged to each link since its weights were last put on an anchor."""
         moved: list[torch.Tensor] = []
         """The anchor that they were put on during the present call."""
+        owns: list[torch.Tensor] = []
+        """Its own part in it."""
 
         def take(
             record: MergeRecord,
@@ -334,6 +337,9 @@ class Rebase(Watcher):
             if rebase:
                 pledged.clear()
             moved.clear()
+            owns.clear()
+            if contribution is not None:
+                owns.append(contribution)
 
             def done(_: None) -> None:
                 if rebase and not moved:
@@ -342,15 +348,15 @@ class Rebase(Watcher):
             return done
 
         def rebase(
-            anchor: torch.Tensor, contribution: torch.Tensor | None, of: Sequence[int]
+            anchor: torch.Tensor, stood: torch.Tensor | None, of: Sequence[int]
         ) -> Callable[[None], None]:
+            if not owns and stood is not None and stood is not host.anchor:
+                self.fail("reckons its progress from something else than its anchor", machine.number)
             before = trainer.read()
             expected = before.clone()
             for piece in of:
                 at = slice(*pieces.bounds[piece : piece + 2])
-                expected[at] = (
-                    anchor[at] if contribution is None else anchor[at] + (before[at] - contribution[at])
-                )
+                expected[at] = anchor[at] if stood is None else anchor[at] + (before[at] - stood[at])
 
             def done(_: None) -> None:
                 moved.append(anchor)

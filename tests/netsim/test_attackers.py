@@ -112,7 +112,8 @@ async def besieged_by(seed: int, name: str, told: Entries, noted: Counter[str]) 
         assert len(anchors(nodes)) == 1
         for node in nodes:
             assert bool(torch.isfinite(node.trainer.read()).all())
-            assert (node.merge_host.anchor - node.trainer.optimum).square().mean() < 0.2
+            # From 1.3 to 2.2 at the start. A fifth member learns one part of the data twice, which draws the mean off.
+            assert (node.merge_host.anchor - node.trainer.optimum).square().mean() < 0.4
             # Whoever is banned is not asked; a liar may have banned honest members in its turn, and serve them nothing.
             shunned = mallory.node is not None and mallory.node.ledger.standing(node.local) < STANDING_MAX
             assert shunned or node.exchanger.mixes_failed <= node.ledger.refusals.total()
