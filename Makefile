@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo compare test test-full check unit conformance processes bench experiments one-byte-learning clean
+.PHONY: demo compare test test-full check unit conformance processes bench experiments one-byte-learning quality clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -45,8 +45,11 @@ experiments: $(READY)  ## the published findings of docs/EXPERIMENTS.md, in full
 one-byte-learning: $(READY)  ## one byte per probe against fp32 MeZO on text, four nodes against one; what is done is kept
 	$(BIN)/python -m benchmarks.one_byte_learning
 
+quality: $(READY)  ## method by method, how well a swarm trains over home links beside data-parallel training; what is done is kept
+	$(BIN)/python -m benchmarks.quality
+
 clean:
-	rm -rf $(VENV) swarm one-byte-learning *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) swarm one-byte-learning quality *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 # torch comes first and by itself: which build of it (CPU or CUDA) pip's configuration decides, and the rest follows.
 $(READY): pyproject.toml constraints.txt scripts/preflight.sh
