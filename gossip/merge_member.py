@@ -246,7 +246,7 @@ class MergeMember:
         # A record proposed again was judged by its first acceptors; who was absent then may be back by now.
         if record.ballot == request.ballot:
             self._check_absent(record.absent)
-            self._check_founders(link, {PeerId(entry.peer) for entry in record.roster})
+            self._check_founders(link, record)
             self._check_given_up(link, record)
         self._heard(request.ballot)
         holders = [peer, *map(PeerId, request.holders)]
@@ -280,10 +280,12 @@ class MergeMember:
         if present:
             raise CallRefused("present", f"{min(present)} has been heard of lately")
 
-    def _check_founders(self, link: Link, founders: set[PeerId]) -> None:
+    def _check_founders(self, link: Link, record: MergeRecord) -> None:
         alive = set(self._host.alive())
-        if link.is_genesis and 2 * len(alive & founders) <= len(alive):
-            raise CallRefused("minority", "most members alive here would have no voice in the first record")
+        if not link.voters(record.absent) and 2 * len(alive & electorate(record, link)) <= len(alive):
+            raise CallRefused(
+                "minority", "most members alive here would have no voice in a record that names who has"
+            )
 
     def _check_given_up(self, link: Link, record: MergeRecord) -> None:
         """Raise CallRefused when a new record is to replace the one accepted here, which can still be decided.

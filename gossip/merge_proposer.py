@@ -97,7 +97,7 @@ class Proposal:
         self._stage = 0
         self._awaited: set[PeerId] = set()
         """Whose reply the present phase waits for."""
-        self._voters = self._alive if link.is_genesis else link.voters(self._absent)
+        self._voters = link.voters(self._absent) or self._alive
         self.called = self._alive | self._voters
         """Everybody this attempt concerns: the members alive and the electorate."""
         self._outbid: Ballot | None = None
@@ -289,7 +289,7 @@ class Proposal:
             results=[results[piece] for piece in sorted(results)],
             moved=list(self._moved),
             updates=[result.update for result in sums_made if result.update is not None],
-            roster=next_roster(self.link, names, founders=self._alive),
+            roster=next_roster(self.link, names, self._alive, self._absent),
             absent=list(self._absent),
             participants_total=self.link.participants_total + len(names),
         )

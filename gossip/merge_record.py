@@ -4,7 +4,8 @@ Owns every rule that all members must compute alike; nothing here knows time, ne
 the run's genesis hash; each link is a MergeRecord that names the one before it. A link is decided like a value of
 single-decree Paxos (Lamport, "Paxos Made Simple", 2001, section 2.2) among the link's *electorate*: the roster of
 the record before, without members that have been unheard for long. At genesis nobody has named a roster, so the
-first record names its own; its acceptors check that it covers most of the members they believe alive.
+first record names its own; its acceptors check that it covers most of the members they believe alive. So does a record
+after one whose whole roster has been unheard for long: a swarm outlives those who merged last.
 
 Electorates of one link may differ, so more than one record can be decided on it. Either quorums of both need not meet:
 a long partition. Or the earlier one was *given up*: the proposer of the later one, and whoever first accepted that in
@@ -104,15 +105,14 @@ class Link:
         return self.height == 1
 
     def voters(self, absent: Collection[str]) -> frozenset[PeerId]:
-        """The electorate once ``absent`` members do not count; meaningless at genesis."""
+        """The electorate once ``absent`` members do not count; empty where a record has to name its own."""
         return frozenset(PeerId(entry.peer) for entry in self.roster if entry.peer not in absent)
 
 
 def electorate(record: MergeRecord, link: Link) -> frozenset[PeerId]:
     """Whose acknowledgements decide about ``record``."""
-    if link.is_genesis:
-        return frozenset(PeerId(entry.peer) for entry in record.roster)
-    return link.voters(record.absent)
+    named = (PeerId(entry.peer) for entry in record.roster)
+    return link.voters(record.absent) or frozenset(named).difference(map(PeerId, record.absent))
 
 
 def quorum(members: Collection[PeerId]) -> int:
@@ -126,14 +126,15 @@ def can_decide(members: frozenset[PeerId], gone: Collection[PeerId]) -> bool:
 
 
 def next_roster(
-    link: Link, contributors: Collection[str], founders: Collection[str] = ()
+    link: Link, contributors: Collection[str], founders: Collection[str] = (), absent: Collection[str] = ()
 ) -> list[RosterEntry]:
     """The roster that a record on ``link`` leaves to the next: who contributed lately.
 
-    ``founders`` are the members alive at genesis: each has a voice from the start, contributor or not. Later
-    rosters are a function of the parent's roster and the contributors alone.
+    ``founders`` are the members alive where nobody else has a voice, at genesis or because all who had one are
+    ``absent``: each has one from then on, contributor or not. Other rosters are a function of the parent's roster and
+    the contributors alone.
     """
-    last_height = dict.fromkeys(founders, 0) if link.is_genesis else {}
+    last_height = {} if link.voters(absent) else dict.fromkeys(founders, link.height - 1)
     last_height |= {entry.peer: entry.last_height for entry in link.roster}
     last_height |= dict.fromkeys(contributors, link.height)
     return [
@@ -252,7 +253,7 @@ def check_record(record: MergeRecord, link: Link, shape: MergeShape, signer: Sig
     require(not set(contributors) & set(record.absent), "malformed", "an absent member that contributes")
     founders = [entry.peer for entry in record.roster]
     require(
-        record.roster == next_roster(link, contributors, founders),
+        record.roster == next_roster(link, contributors, founders, record.absent),
         "malformed",
         "a record with a wrong roster",
     )

@@ -22,6 +22,7 @@ from gossip.messages import (
     MergePlan,
     MergeReply,
     Outbid,
+    RosterEntry,
     ShardRef,
 )
 from p2p.errors import CallRefused
@@ -241,6 +242,64 @@ async def test_the_last_of_two_goes_on_alone_after_three_periods(autojump_clock)
         await trio.sleep(2 * PERIOD_S)
         assert world[0].merger.head_height == 1
         await world.committed(2, within_s=2 * PERIOD_S)
+
+
+async def test_a_swarm_outlives_those_who_merged_last(autojump_clock):
+    async with open_world(5) as world:
+        for number in (2, 3, 4):
+            world.crash(number)
+        await trio.sleep(1)
+        world.due(1)
+        await world.committed(1, within_s=5)
+        assert {entry.peer for entry in world[0].merger.head_record.record.roster} == {
+            peer_named(0),
+            peer_named(1),
+        }
+        await world.start(2, 3, 4)
+        await world.committed(1, within_s=5)
+        world.crash(0)
+        world.crash(1)
+        world.due(2)
+        await trio.sleep(2 * PERIOD_S)
+        assert world[2].merger.head_height == 1, "they may be back any moment"
+        await world.committed(2, within_s=2 * PERIOD_S)
+        record = world[2].merger.head_record.record
+        assert record.absent == [peer_named(0), peer_named(1)]
+        assert {peer_named(number) for number in (2, 3, 4)} <= {entry.peer for entry in record.roster}
+        await world.start(0, 1)
+        await world.committed(2, within_s=10)
+        world.due(3)
+        await world.committed(3, within_s=10)
+        world.check_agreement()
+        assert len(world[0].merger.head_record.record.contributors) == 5
+
+
+async def test_one_of_many_does_not_make_itself_the_electorate(autojump_clock):
+    """A record that names who has a voice must name most of those whom its acceptors believe alive."""
+    async with open_world(5) as world:
+        for number in (1, 2, 3, 4):
+            world.crash(number)
+        await trio.sleep(1)
+        world.due(1)
+        await world.committed(1, within_s=5)
+        await world.start(1, 2, 3, 4)
+        await world.committed(1, within_s=5)
+        world.crash(0)
+        await trio.sleep(3.5 * PERIOD_S)
+        link = Link.after(world[1].merger.head_record.record)
+        member = world[1].merger._member
+        record = replace(
+            world[1].merger.head_record.record,
+            parent=link.parent,
+            height=link.height,
+            absent=[peer_named(0)],
+            roster=[
+                RosterEntry(peer=peer_named(0), last_height=1),
+                RosterEntry(peer=peer_named(1), last_height=1),
+            ],
+        )
+        with pytest.raises(CallRefused, match="no voice"):
+            member._check_founders(link, record)
 
 
 async def test_a_restarted_member_does_not_take_its_own_silence_for_the_others(autojump_clock):
