@@ -129,6 +129,37 @@ def merge_now(common: Common) -> None:
     common.print(report, "\n".join(lines))
 
 
+@command(merge_app, "foretell")
+def merge_foretell(
+    common: Common,
+    text: Annotated[
+        int, typer.Option("--bytes", min=1, help="Held-out text that each model is measured on, at most.")
+    ] = 1 << 16,
+) -> None:
+    """What a merge would come to now: everybody's weights are pulled and averaged here, measured, and let go of."""
+    from node.control import ForetellMerge
+    from node.status import Foretold
+
+    common.err().print("pulling everybody's weights; nothing is changed")
+    told = common.ask(
+        "foretell_merge",
+        ForetellMerge(bytes_max=text),
+        result_type=Foretold,
+        timeout_s=WORK_TIMEOUT_S,
+    )
+    verdict = (
+        "a merge would be worth having"
+        if told.merged < told.local
+        else "the models have drifted too far apart: let them exchange more often before they merge"
+    )
+    common.print(
+        told,
+        f"merged   {told.merged:.4f} on held-out text\n"
+        f"local    {told.local:.4f}, the mean of {len(told.losses)} models\n"
+        f"gain     {told.local - told.merged:+.4f}: {verdict}",
+    )
+
+
 @command(log_app, "show")
 def log_show(common: Common) -> None:
     """Every log this node holds: whose, how many records of it count, and where it ends."""

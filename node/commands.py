@@ -18,6 +18,7 @@ from torch import Tensor
 from node.control import (
     Evaluate,
     Export,
+    ForetellMerge,
     GetLogs,
     GetSpec,
     GetStatus,
@@ -32,7 +33,7 @@ from node.describe import describe, describe_logs
 from node.gossip_node import GossipNode
 from node.node import Node, Weights
 from node.one_byte_node import OneByteNode
-from node.status import LogStatus, MergeReport, NodeStatus, Verification
+from node.status import Foretold, LogStatus, MergeReport, NodeStatus, Verification
 from p2p.errors import GossamerError
 from p2p.invite import Invite
 from training.evaluation import held_out_loss
@@ -61,6 +62,7 @@ class Commands:
             "status": self.status,
             "stop": self.stop,
             "merge_now": self.merge_now,
+            "foretell_merge": self.foretell_merge,
             "export": self.export,
             "evaluate": self.evaluate,
             "sample": self.sample,
@@ -92,13 +94,20 @@ class Commands:
 
     async def merge_now(self, _: MergeNow) -> MergeReport:
         """Merge with whoever is alive, at once."""
-        if not isinstance(self._node, GossipNode):
-            raise GossamerError(
-                "there is nothing to merge in one-byte mode",
-                why="nodes that hold the same records hold the same weights at every moment",
-                fix="see who holds what: gossamer status",
-            )
-        return await self._node.merges.merge_now(MERGE_NOW_TIMEOUT_S)
+        return await self._gossip_node().merges.merge_now(MERGE_NOW_TIMEOUT_S)
+
+    async def foretell_merge(self, request: ForetellMerge) -> Foretold:
+        """What that would come to."""
+        return await self._gossip_node().foretell(request.bytes_max)
+
+    def _gossip_node(self) -> GossipNode:
+        if isinstance(self._node, GossipNode):
+            return self._node
+        raise GossamerError(
+            "there is nothing to merge in one-byte mode",
+            why="nodes that hold the same records hold the same weights at every moment",
+            fix="see who holds what: gossamer status",
+        )
 
     async def export(self, request: Export) -> dict[str, Any]:
         """Write the weights as a safetensors file that any program can load; a Hugging Face model's config and

@@ -67,6 +67,12 @@ class MergeNow(Params, frozen=True):
     """``merge_now`` -> MergeReport, once the merge is committed."""
 
 
+class ForetellMerge(Params, frozen=True):
+    """``foretell_merge`` -> Foretold: what a merge would come to; adopts nothing, and pulls everybody's weights."""
+
+    bytes_max: Annotated[int, Meta(ge=1)] = 1 << 16
+
+
 class Export(Params, frozen=True):
     """``export`` -> {path, bytes, weights_hash}: write the weights as a safetensors file."""
 
@@ -114,6 +120,7 @@ METHODS: Mapping[str, type[Params]] = {
     "status": GetStatus,
     "stop": Stop,
     "merge_now": MergeNow,
+    "foretell_merge": ForetellMerge,
     "export": Export,
     "evaluate": Evaluate,
     "sample": Sample,

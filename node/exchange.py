@@ -1,11 +1,10 @@
 """The background exchange: ask peers for a snapshot of one fragment, pull it, mix it with one's own of the same moment.
 
-Owns the order of an exchange and the checks on what peers serve. Never stops training: weights are changed only by a
-short call in the ``train`` lane, and the result is blended with the progress made meanwhile,
-``live <- live + (mixed - own snapshot)``. Nothing of a failed exchange is applied.
+Owns the order of an exchange. Never stops training: weights are changed only by a short call in the ``train`` lane, and
+the result is blended with the progress made meanwhile, ``live <- live + (mixed - own snapshot)``. Nothing of a failed
+exchange is applied.
 
-Relies on: ``node.snapshots`` at the other side, the shard fetcher (bytes match their hash), ``training.mixing``
-(what the numbers must satisfy).
+Relies on: ``node.snapshot_pulls`` for values that may be mixed.
 """
 
 from __future__ import annotations
@@ -20,20 +19,14 @@ import structlog
 import torch
 import trio
 
-from gossip.ledger import PeerLedger
-from gossip.messages import SNAPSHOT_PROTOCOL, Snapshot, WantSnapshot
-from gossip.shard_transfer import FetchFailed, Pacer, ShardFetcher
 from node.compute import Compute
 from node.costs import Costs
 from node.rounds import Exchange
+from node.snapshot_pulls import SnapshotPuller
 from node.status import MixReport
-from p2p.errors import MalformedMessage, TransportError
-from p2p.limits import Limits
-from p2p.rpc import call
-from p2p.transport import PeerId, Transport
-from training.codecs.named import WIRES
+from p2p.transport import PeerId
 from training.learner import Learner
-from training.mixing import Refused, check_peer_values, decoded, mix
+from training.mixing import mix
 from training.schedules import Schedule
 from training.spec_sections import ExchangeSpec
 
@@ -53,36 +46,25 @@ class Exchanger:
         *,
         spec: ExchangeSpec,
         schedule: Schedule,
-        transport: Transport,
         trainer: Learner,
         compute: Compute,
         costs: Costs,
-        fetcher: ShardFetcher,
-        ledger: PeerLedger,
-        limits: Limits,
+        puller: SnapshotPuller,
         rng: random.Random,
         members: Callable[[], list[PeerId]],
         may_mix_with: Callable[[PeerId], bool],
         is_elder: Callable[[PeerId], bool],
-        fetch_timeout_s: float,
-        pacer: Pacer | None,
     ) -> None:
         self._spec = spec
         self._schedule = schedule
-        self._codec = WIRES[spec.wire]
-        self._transport = transport
         self._trainer = trainer
         self._compute = compute
         self._costs = costs
-        self._fetcher = fetcher
-        self._ledger = ledger
-        self._limits = limits
+        self._puller = puller
         self._rng = rng
         self._members = members
         self._may_mix_with = may_mix_with
         self._is_elder = is_elder
-        self._fetch_timeout_s = fetch_timeout_s
-        self._pacer = pacer
         self._weights_epoch = 0
         self.mixes = 0
         self.mixes_failed = 0
@@ -171,48 +153,10 @@ class Exchanger:
     async def _pull_one(
         self, peer: PeerId, fragment: int, own: torch.Tensor, pulled: list[tuple[PeerId, torch.Tensor]]
     ) -> None:
-        try:
-            data = await self._fetch(peer, fragment, self._codec.size_bytes(own.numel()))
-        except (TransportError, FetchFailed) as error:
-            log.info("pull failed", peer=peer, reason=error.what)
-            return
-        except MalformedMessage as error:
-            self._ledger.note(peer, "malformed", error.what)
-            return
-        if data is None:
-            return
-        spans = self._trainer.layout.fragment_spans(fragment)
         beginner = self._is_elder(peer) and self.mixes < BEGINNER_MIXES
-
-        def check() -> torch.Tensor | Refused:
-            values = decoded(self._codec, data, own.numel())
-            if isinstance(values, Refused):
-                return values
-            return check_peer_values(own, values, spans, beginner=beginner) or values
-
-        checked = await self._compute.run(check, lane="side", cost_s=self._costs.copy_s)
-        if isinstance(checked, Refused):
-            self._ledger.note(peer, checked.code, checked.text)
-            return
-        pulled.append((peer, checked))
-
-    async def _fetch(self, peer: PeerId, fragment: int, size: int) -> bytes | None:
-        """A fresh snapshot of ``size`` bytes; None when ``peer`` names one that cannot be of this model."""
-        await self._fetcher.reach(peer)
-        snapshot = await call(
-            self._transport,
-            peer,
-            SNAPSHOT_PROTOCOL,
-            WantSnapshot(fragment=fragment),
-            Snapshot,
-            timeout_s=self._limits.call_timeout_s,
-        )
-        if snapshot.shard.size != size:
-            self._ledger.note(peer, "shape", f"a snapshot of {snapshot.shard.size} bytes, expected {size}")
-            return None
-        return await self._fetcher.fetch(
-            snapshot.shard, [peer], timeout_s=self._fetch_timeout_s, pacer=self._pacer
-        )
+        values = await self._puller.pull(peer, fragment, own, beginner=beginner)
+        if values is not None:
+            pulled.append((peer, values))
 
 
 def in_random_order(items: Sequence[T], rng: random.Random) -> Iterator[T]:

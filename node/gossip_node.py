@@ -18,6 +18,7 @@ from gossip.merging import Merger
 from gossip.messages import Heartbeat
 from node.checkpoints import Checkpointer
 from node.exchange import Exchanger
+from node.foretelling import foretell
 from node.life import NodeState
 from node.merge_host import Adoption, NodeMergeHost
 from node.merge_values import MergeValues
@@ -26,7 +27,9 @@ from node.node import LOSS_TOLD_MAX, Node, Weights, Which
 from node.pairs import PairExchanger
 from node.rounds import AwaitFinalMerge, Exchange, Finished, MemberProgress, Rounds, Train
 from node.runtime import NodeOptions, Runtime
+from node.snapshot_pulls import SnapshotPuller
 from node.snapshots import Snapshots
+from node.status import Foretold
 from p2p.errors import GossamerError
 from p2p.transport import PeerId
 from training.codecs.named import WIRES
@@ -42,7 +45,6 @@ log = structlog.get_logger()
 
 SLICE_S = 0.1
 """Inner steps run in slices of about this long, so that reads and writes of the weights wait no longer."""
-EXCHANGE_TIMEOUT_S = 30.0
 
 
 class GossipNode(Node):
@@ -121,6 +123,17 @@ class GossipNode(Node):
             peers_max=schedule.peers_max,
             wire=spec.exchange.wire,
         )
+        self._puller = SnapshotPuller(
+            codec=WIRES[spec.exchange.wire],
+            layout=trainer.layout,
+            transport=runtime.transport,
+            compute=runtime.compute,
+            costs=runtime.costs,
+            fetcher=self.fetcher,
+            ledger=self.ledger,
+            limits=limits,
+            pacer=self._pull_pacer,
+        )
         self.exchanger = self._build_exchanger(spec, schedule)
         self.rounds = Rounds(
             steps_total=spec.train.steps,
@@ -172,19 +185,25 @@ class GossipNode(Node):
         return Exchanger(
             spec=spec.exchange,
             schedule=schedule,
-            transport=runtime.transport,
             trainer=self.trainer,
             compute=runtime.compute,
             costs=runtime.costs,
-            fetcher=self.fetcher,
-            ledger=self.ledger,
-            limits=self.limits,
+            puller=self._puller,
             rng=runtime.rng,
             members=self.members.peers,
             may_mix_with=self._may_mix_with,
             is_elder=self._is_elder,
-            fetch_timeout_s=EXCHANGE_TIMEOUT_S,
-            pacer=self._pull_pacer,
+        )
+
+    async def foretell(self, bytes_max: int) -> Foretold:
+        """What a merge would come to now; nothing is adopted. Raises GossamerError where there is nobody else."""
+        return await foretell(
+            local=self.local,
+            runtime=self.runtime,
+            trainer=self.trainer,
+            puller=self._puller,
+            alive=self._alive(),
+            bytes_max=bytes_max,
         )
 
     @property

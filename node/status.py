@@ -124,6 +124,17 @@ class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Whether it reports our vector with our state hash; None where its vector is another."""
 
 
+class Foretold(msgspec.Struct, frozen=True, kw_only=True):
+    """What a global merge would come to, on the same held-out data for all."""
+
+    losses: dict[str, float]
+    """Of each model that could be had, by peer."""
+    local: float
+    """Their mean."""
+    merged: float
+    """Of the average of all of them."""
+
+
 class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a person or a program asks of a running node. ``schema`` changes when a field does."""
 

@@ -9,7 +9,7 @@ import trio
 
 from node.control import Evaluate, Export, Handler, MakeInvite, Sample, Stop, serve_control
 from node.home import Home
-from node.status import LogStatus, MergeReport, MixReport, NodeStatus, PeerStatus, Verification
+from node.status import Foretold, LogStatus, MergeReport, MixReport, NodeStatus, PeerStatus, Verification
 from p2p.errors import GossamerError
 
 PEERS = [f"12D3KooW{letter * 44}" for letter in "ABC"]
@@ -103,6 +103,7 @@ class FakeNode:
         self.asked: list[object] = []
         self.logs: list[LogStatus] = []
         self.verification = VERIFIED
+        self.foretold = Foretold(losses={PEERS[0]: 2.25, PEERS[1]: 2.75}, local=2.5, merged=2.25)
         self.status = status_of(0, refusals={"hash": 2}, problem="1 peer is banned: wait")
 
     def handlers(self) -> dict[str, Handler]:
@@ -111,6 +112,7 @@ class FakeNode:
             "status": self._get_status,
             "stop": self._record,
             "merge_now": self._merge_now,
+            "foretell_merge": self._foretell,
             "export": self._export,
             "evaluate": self._evaluate,
             "sample": self._sample,
@@ -128,6 +130,9 @@ class FakeNode:
 
     async def _merge_now(self, _: object) -> object:
         return MERGE
+
+    async def _foretell(self, _: object) -> object:
+        return self.foretold
 
     async def _export(self, params: Export) -> object:
         if params.which == "anchor":

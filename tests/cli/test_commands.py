@@ -5,6 +5,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 import cli.exit_codes
@@ -122,6 +123,16 @@ def test_merge_export_eval_sample_invite_stop(gossamer: Gossamer, node: FakeNode
         Export(path=str(tmp_path / "m.safetensors"), which="live"),
         Stop(now=True),
     ]
+
+
+def test_a_merge_is_foretold_with_what_it_is_worth(gossamer: Gossamer, node: FakeNode) -> None:
+    shown = gossamer("merge", "foretell").out
+    assert "2.2500" in shown
+    assert "2.5000, the mean of 2 models" in shown
+    assert "+0.2500: a merge would be worth having" in shown
+    node.foretold = msgspec.structs.replace(node.foretold, merged=3.0)
+    assert "-0.5000: the models have drifted too far apart" in gossamer("merge", "foretell").out
+    assert json.loads(gossamer("merge", "foretell", "--json").out)["merged"] == 3.0
 
 
 def test_an_error_is_three_lines_on_stderr_and_never_a_traceback(gossamer: Gossamer, node: FakeNode) -> None:

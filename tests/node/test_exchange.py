@@ -32,19 +32,14 @@ async def test_a_due_exchange_takes_place_with_the_probability_of_the_run(
     exchanger = Exchanger(
         spec=ExchangeSpec(),
         schedule=Schedule((PhaseSpec(until=1.0, probability=probability),), ()),
-        transport=unused,
         trainer=learner,
         compute=unused,
         costs=unused,
-        fetcher=unused,
-        ledger=unused,
-        limits=unused,
+        puller=unused,
         rng=random.Random(0),
         members=members,
         may_mix_with=lambda peer: True,
         is_elder=lambda peer: False,
-        fetch_timeout_s=1.0,
-        pacer=None,
     )
     for step in range(400):
         await exchanger.exchange(Exchange(fragment=0, step=step))
