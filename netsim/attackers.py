@@ -134,15 +134,19 @@ def _contributing_forged_inputs(forge: Forge) -> Callable[[GossipNode], None]:
                 return None
             await node.store.release("forged")
             inputs = []
-            for piece, ref in enumerate(contribution.inputs):
-                values = FP32.decode(await node.store.get(ref), pieces.size(piece))
-                forged = FP32.encode(forge(values, pieces.spans(piece)))
+            for piece, ref in zip(moved, contribution.inputs, strict=True):
+                forged = _forged(await node.store.get(ref), forge, pieces.spans(piece))
                 inputs.append(await node.store.put(forged, owner="forged"))
             return replace(contribution, inputs=inputs)
 
         _instead(node.merge_host, "contribute", contribute)
 
     return spoil
+
+
+def _forged(data: bytes, forge: Forge, spans: Sequence[TensorSpan]) -> bytes:
+    """Weights, differences or a state, all of them fp32, with the forgery in them."""
+    return FP32.encode(forge(FP32.decode(data, len(data) // 4), spans))
 
 
 def _publishing_forged_sums(forge: Forge) -> Callable[[GossipNode], None]:
@@ -156,8 +160,7 @@ def _publishing_forged_sums(forge: Forge) -> Callable[[GossipNode], None]:
             inputs: Sequence[tuple[PeerId, ShardRef, int]],
         ) -> PieceResult:
             result = await honest(parent, piece, inputs)
-            values = FP32.decode(await node.store.get(result.shard), pieces.size(piece))
-            forged = FP32.encode(forge(values, pieces.spans(piece)))
+            forged = _forged(await node.store.get(result.shard), forge, pieces.spans(piece))
             return replace(result, shard=await node.store.put(forged))
 
         _instead(node.merge_host, "sum_piece", sum_piece)

@@ -25,6 +25,7 @@ from p2p.codec import decode
 from tests.conftest import Entries
 from tests.netsim.test_world import anchors, finished, until
 from training.run_spec import RunSpec, parse_run_spec, run_id
+from training.spec_sections import NesterovSpec
 
 HONEST = 4
 SPEC = parse_run_spec("""
@@ -42,6 +43,8 @@ replicas = 2
 wait_s_max = 20
 period_s = 10
 """)
+BY_UPDATES = msgspec.structs.replace(SPEC, outer=NesterovSpec(wire="fp32"))
+"""All merges but the first go by differences."""
 MAY_HAPPEN = {"not-held", "broken", "banned", "refused"}
 """What a member may be noted for that some have banned and others not yet."""
 
@@ -59,10 +62,10 @@ def quadratics(spec: RunSpec) -> LearnerFactory:
 
 
 @contextlib.asynccontextmanager
-async def besieged_world(seed: int) -> AsyncIterator[World]:
+async def besieged_world(seed: int, spec: RunSpec = SPEC) -> AsyncIterator[World]:
     """Honest machines on one quadratic, all off."""
     async with open_sim_network(random.Random(seed)) as network, trio.open_nursery() as nursery:
-        world = World(network, nursery, spec=SPEC, seed=seed, learners=quadratics(SPEC))
+        world = World(network, nursery, spec=spec, seed=seed, learners=quadratics(spec))
         for _ in range(HONEST):
             world.add_machine()
         yield world
@@ -87,21 +90,28 @@ def simulated(main: Callable[..., Awaitable[None]], seed: int, *args: object) ->
         trio.run(main, seed, *args, clock=SimClock())
 
 
-@pytest.mark.parametrize("name", ATTACKERS)
-def test_honest_members_train_merge_and_agree_beside_it(name: str, told: Entries) -> None:
+@pytest.mark.parametrize(
+    ("name", "spec"),
+    [
+        *((name, SPEC) for name in ATTACKERS),
+        *((name, BY_UPDATES) for name in ATTACKERS if name.endswith(("-inputs", "-sums"))),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.outer.__struct_config__.tag,
+)
+def test_honest_members_train_merge_and_agree_beside_it(name: str, spec: RunSpec, told: Entries) -> None:
     """In one world or another: a member that proposes every merge itself shows its contributions to nobody."""
     noted: Counter[str] = Counter()
     reason = ATTACKERS[name].refused_as
     for seed in range(21, 25):
-        simulated(besieged_by, seed, name, told, noted)
+        simulated(besieged_by, seed, name, spec, told, noted)
         if noted[reason] or not reason:
             break
     assert bool(noted[reason]) == bool(reason)
 
 
-async def besieged_by(seed: int, name: str, told: Entries, noted: Counter[str]) -> None:
+async def besieged_by(seed: int, name: str, spec: RunSpec, told: Entries, noted: Counter[str]) -> None:
     attacker = ATTACKERS[name]
-    async with besieged_world(seed) as world:
+    async with besieged_world(seed, spec) as world:
         nodes = await world.start_all()
         await until(lambda: all(node.merges.count for node in nodes), seconds=60)
         mallory = await attack(world, name)
