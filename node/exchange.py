@@ -10,9 +10,8 @@ Relies on: ``node.snapshot_pulls`` for values that may be mixed.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from functools import partial
-from itertools import islice
 from typing import TypeVar
 
 import structlog
@@ -21,6 +20,7 @@ import trio
 
 from node.compute import Compute
 from node.costs import Costs
+from node.partners import Partners
 from node.rounds import Exchange
 from node.snapshot_pulls import SnapshotPuller
 from node.status import MixReport
@@ -51,8 +51,7 @@ class Exchanger:
         costs: Costs,
         puller: SnapshotPuller,
         rng: random.Random,
-        members: Callable[[], list[PeerId]],
-        may_mix_with: Callable[[PeerId], bool],
+        partners: Partners,
         is_elder: Callable[[PeerId], bool],
     ) -> None:
         self._spec = spec
@@ -62,8 +61,7 @@ class Exchanger:
         self._costs = costs
         self._puller = puller
         self._rng = rng
-        self._members = members
-        self._may_mix_with = may_mix_with
+        self._partners = partners
         self._is_elder = is_elder
         self._weights_epoch = 0
         self.mixes = 0
@@ -88,7 +86,7 @@ class Exchanger:
         phase = self._schedule.at(due.step / self._trainer.spec.train.steps)
         if self._rng.random() >= phase.probability:
             return
-        chosen = self._choose_partners(phase.peers)
+        chosen = self._partners.choose(phase.peers)
         if not chosen:
             return
         own = await self._compute.run(
@@ -128,11 +126,6 @@ class Exchanger:
             variance_ratio=round(result.variance_ratio_before, 4),
         )
 
-    def _choose_partners(self, count: int) -> list[PeerId]:
-        """Some of the members at random; of a thousand only those are looked at that are drawn."""
-        drawn = filter(self._may_mix_with, in_random_order(self._members(), self._rng))
-        return list(islice(drawn, count))
-
     def _apply(self, epoch: int, fragment: int, delta: torch.Tensor) -> bool:
         # Runs in the train lane, where merges re-base the weights too: the epoch cannot change underneath.
         if epoch != self._weights_epoch:
@@ -154,15 +147,8 @@ class Exchanger:
         self, peer: PeerId, fragment: int, own: torch.Tensor, pulled: list[tuple[PeerId, torch.Tensor]]
     ) -> None:
         beginner = self._is_elder(peer) and self.mixes < BEGINNER_MIXES
+        began_s = trio.current_time()
         values = await self._puller.pull(peer, fragment, own, beginner=beginner)
+        self._partners.pulled(peer, trio.current_time() - began_s)
         if values is not None:
             pulled.append((peer, values))
-
-
-def in_random_order(items: Sequence[T], rng: random.Random) -> Iterator[T]:
-    """Each of ``items`` once, drawn as they are asked for (Fisher and Yates, from the end)."""
-    rest = list(items)
-    while rest:
-        at = rng.randrange(len(rest))
-        rest[at], rest[-1] = rest[-1], rest[at]
-        yield rest.pop()

@@ -25,6 +25,7 @@ from node.merge_values import MergeValues
 from node.merges import Merges
 from node.node import LOSS_TOLD_MAX, Node, Weights, Which
 from node.pairs import PairExchanger
+from node.partners import Partners
 from node.rounds import AwaitFinalMerge, Exchange, Finished, MemberProgress, Rounds, Train
 from node.runtime import NodeOptions, Runtime
 from node.snapshot_pulls import SnapshotPuller
@@ -160,6 +161,12 @@ class GossipNode(Node):
 
     def _build_exchanger(self, spec: RunSpec, schedule: Schedule) -> Exchanger | PairExchanger:
         runtime = self.runtime
+        partners = Partners(
+            spec.exchange.partners,
+            rng=runtime.rng,
+            members=self.members.peers,
+            may_mix_with=self._may_mix_with,
+        )
         if isinstance(spec.outer, PairsSpec):
             return PairExchanger(
                 spec=spec.outer,
@@ -177,7 +184,7 @@ class GossipNode(Node):
                 ledger=self.ledger,
                 limits=self.limits,
                 rng=runtime.rng,
-                members=self.members.peers,
+                partners=partners,
                 may_mix_with=self._may_mix_with,
                 is_elder=self._is_elder,
                 pacer=self._pull_pacer,
@@ -190,8 +197,7 @@ class GossipNode(Node):
             costs=runtime.costs,
             puller=self._puller,
             rng=runtime.rng,
-            members=self.members.peers,
-            may_mix_with=self._may_mix_with,
+            partners=partners,
             is_elder=self._is_elder,
         )
 

@@ -17,7 +17,6 @@ import dataclasses
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import islice
 
 import structlog
 import torch
@@ -39,7 +38,7 @@ from gossip.shard_transfer import Pacer, ShardFetcher
 from gossip.store import ShardStore
 from node.compute import Compute
 from node.costs import Costs
-from node.exchange import in_random_order
+from node.partners import Partners
 from node.rounds import Exchange
 from node.status import MixReport
 from p2p.codec import encode
@@ -106,7 +105,7 @@ class PairExchanger:
         ledger: PeerLedger,
         limits: Limits,
         rng: random.Random,
-        members: Callable[[], list[PeerId]],
+        partners: Partners,
         may_mix_with: Callable[[PeerId], bool],
         is_elder: Callable[[PeerId], bool],
         pacer: Pacer | None,
@@ -126,7 +125,7 @@ class PairExchanger:
         self._ledger = ledger
         self._limits = limits
         self._rng = rng
-        self._members = members
+        self._partners = partners
         self._may_mix_with = may_mix_with
         self._is_elder = is_elder
         self._pacer = pacer
@@ -200,9 +199,7 @@ class PairExchanger:
         own = await self._take_side()
         owner, brought = await self._bring(own)
         try:
-            for peer in islice(in_random_order(self._members(), self._rng), ASKED_MAX):
-                if not self._may_mix_with(peer):
-                    continue
+            for peer in self._partners.choose(ASKED_MAX):
                 theirs = await self._offer(peer, brought)
                 if theirs is not None:
                     meeting = _Meeting(peer, own, brought, theirs, epoch, step)

@@ -28,6 +28,7 @@ PHASE_MERGES_MAX = 10_000
 
 MixingRuleName = Literal["mean", "variance_corrected"]
 Wire = Literal["fp32", "bf16", "int8"]
+PartnerChoice = Literal["random", "fast"]
 UpdateWire = Literal["fp32", "bf16", "int8", "e3m0", "top64"]
 
 
@@ -206,6 +207,8 @@ class ExchangeSpec(Section, frozen=True):
     """Inner steps between exchanges (H)."""
     fragments: Annotated[int, Meta(ge=1, le=128)] = 1
     """Parts the model is cut into; an exchange moves one of them (S)."""
+    partners: PartnerChoice = "random"
+    """``fast``: of two random members, the one from which pulls took less time."""
     rule: MixingRuleName = "variance_corrected"
     wire: Wire = "fp32"
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from node.exchange import Exchanger, in_random_order
+from node.exchange import Exchanger
+from node.partners import Partners
 from node.rounds import Exchange
 from p2p.transport import PeerId
 from training.run_spec import RunSpec
@@ -37,18 +38,9 @@ async def test_a_due_exchange_takes_place_with_the_probability_of_the_run(
         costs=unused,
         puller=unused,
         rng=random.Random(0),
-        members=members,
-        may_mix_with=lambda peer: True,
+        partners=Partners("random", rng=random.Random(0), members=members, may_mix_with=lambda peer: True),
         is_elder=lambda peer: False,
     )
     for step in range(400):
         await exchanger.exchange(Exchange(fragment=0, step=step))
     assert least <= asked <= most
-
-
-def test_whatever_the_order_everybody_is_drawn_once_and_anybody_first() -> None:
-    drawn = [list(in_random_order(range(5), random.Random(seed))) for seed in range(200)]
-    assert all(sorted(order) == list(range(5)) for order in drawn)
-    for at in range(5):
-        counts = [sum(order[at] == item for order in drawn) for item in range(5)]
-        assert min(counts) > 20

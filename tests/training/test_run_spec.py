@@ -24,7 +24,7 @@ from training.run_spec import (
 )
 from training.spec_sections import GptSpec, MlpSpec, NpzDataSpec, SgdSpec
 
-RUN_ID_OF_DEMO = "f14dac488839c075ca6edfee5b82f4f6f5e92b4626dcb4956cc8497dd1375adc"
+RUN_ID_OF_DEMO = "8146fb51b971b993b6158d204e53d1b1c8b9f6886eae81e15fc475683d90ecff"
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.toml"))
 
 
