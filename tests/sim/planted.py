@@ -38,7 +38,7 @@ from gossip.messages import (
 from gossip.notices import NoticeTable, Verdict, _register_key
 from gossip.shard_transfer import _Job
 from netsim.quadratic import Quadratic
-from node import exchange, life, merge_values
+from node import life, merge_values, snapshot_pulls
 from node.checkpoints import Checkpoints
 from node.life import NodeState
 from node.merge_host import NodeMergeHost
@@ -128,7 +128,7 @@ def nan_check_gone() -> Iterator[None]:
 
     with (
         patch.object(plain, "check_finite", lambda _: None),
-        patch.object(exchange, "check_peer_values", lambda *_, **__: None),
+        patch.object(snapshot_pulls, "check_peer_values", lambda *_, **__: None),
         patch.object(merge_values, "check_peer_values", lambda *_, **__: None),
         patch.object(Quadratic, "add", add),
     ):

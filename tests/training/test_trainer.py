@@ -45,7 +45,8 @@ def test_the_loss_falls_and_counters_count(trainer: Trainer, kind: str) -> None:
     first = trainer.run_slice(2)
     trainer.run_slice(38)
     assert before == pytest.approx(math.log(CLASSES[kind]), abs={"gpt": 0.1, "mlp": 0.7}[kind])
-    assert first.loss == pytest.approx(before, abs=0.3)
+    # Of two minibatches of a few examples; the batches are the run's, whose name changes with the form of its spec.
+    assert first.loss == pytest.approx(before, abs={"gpt": 0.3, "mlp": 0.6}[kind])
     assert trainer.evaluate() < before - 1
     assert (trainer.step, trainer.tokens) == (40, 40 * TOKENS[kind])
     assert (first.steps, first.tokens) == (2, 2 * TOKENS[kind])
