@@ -81,7 +81,7 @@ def up(
         raise typer.BadParameter(
             "nodes alone train on the swarm's parts, so there are at most as many as nodes"
         )
-    spec = _spec(run, seed, steps, base)
+    spec = _spec(run, seed, steps, base, nodes)
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     if detach:
@@ -211,8 +211,9 @@ def down(
     common.print({"down": True, "purged": purge}, "purged" if purge else "down")
 
 
-def _spec(run: Path | None, seed: int | None, steps: int | None, base: Path | None) -> RunSpec:
+def _spec(run: Path | None, seed: int | None, steps: int | None, base: Path | None, nodes: int) -> RunSpec:
     from training.run_spec import RunSpec, check_startable, load_run_spec
+    from training.schedules import check_fan_out
 
     spec = RunSpec(name="testnet") if run is None else load_run_spec(run)
     if seed is not None:
@@ -226,6 +227,7 @@ def _spec(run: Path | None, seed: int | None, steps: int | None, base: Path | No
 
         spec = trio.run(spec_based_on, spec, base)
     check_startable(spec)
+    check_fan_out(spec, nodes)
     return spec
 
 

@@ -22,6 +22,8 @@ from netsim.scenario import NODES_MAX, Attack, Fault, Join, Scenario
 from netsim.topology import draw_topology
 from p2p.errors import GossamerError
 from p2p.schema import nearest
+from training.run_spec import SpecError
+from training.schedules import check_fan_out
 from training.spec_sections import PHASE_MERGES_MAX
 
 # Measured: 0.28 GB with 20 nodes, 0.40 with 200, 0.63 with 400 and 2.0 with 1,000; after an hour of 16, 0.37.
@@ -109,6 +111,10 @@ def _problems(scenario: Scenario) -> Iterator[Problem]:
         yield from _fault_problems(scenario, fault, f"fault[{number}]")
     yield from _random_fault_problems(scenario)
     yield from _expect_problems(scenario)
+    try:
+        check_fan_out(scenario.run, scenario.nodes)
+    except SpecError as error:
+        yield error.what, error.why, error.fix
 
 
 def _range_problems(scenario: Scenario) -> Iterator[Problem]:

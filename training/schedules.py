@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from training.run_spec import RunSpec
+from training.run_spec import RunSpec, SpecError
 from training.spec_sections import PHASE_MERGES_MAX, PhaseSpec, SchedulePreset
 
 SPARSE = 0.2
@@ -63,6 +63,18 @@ class Schedule:
     def peers_max(self) -> int:
         """The largest number of members that one pulls from at once."""
         return max(phase.peers for phase in self.phases)
+
+
+def check_fan_out(spec: RunSpec, nodes: int) -> None:
+    """Raise SpecError where nodes would pull from more members than a swarm of ``nodes`` has besides themselves."""
+    peers, others = Schedule.of(spec).peers_max, max(nodes - 1, 1)
+    if peers > others:
+        raise SpecError(
+            f"the run spec {spec.name} pulls from {peers} members at once, "
+            f"and in a swarm of {nodes} there are {others}",
+            why="an exchange with members that do not exist never becomes what the spec says",
+            fix=f"set peers = {others} in the phases of [schedule], or start at least {peers + 1} nodes",
+        )
 
 
 def _rows(preset: SchedulePreset, steps: int, every_steps: int) -> tuple[PhaseSpec, ...]:

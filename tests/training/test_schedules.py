@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.run_spec import RunSpec, parse_run_spec
-from training.schedules import Schedule
+from training.run_spec import RunSpec, SpecError, parse_run_spec
+from training.schedules import Schedule, check_fan_out
 from training.spec_sections import ExchangeSpec, PhaseSpec, SchedulePreset, ScheduleSpec, TrainSpec
 
 
@@ -73,6 +73,19 @@ def test_presets_are_what_they_are_called() -> None:
     assert sum(point <= 0.25 for point in early.merge_points) == 50
     assert sum(point > 0.25 for point in early.merge_points) == 30
     assert not early.exchanges
+
+
+def test_a_fan_out_above_the_swarm_is_refused_with_what_would_do() -> None:
+    phases = (PhaseSpec(until=1.0, peers=4, merges=1),)
+    spec = RunSpec(name="x", schedule=ScheduleSpec(preset="custom", phases=phases))
+    check_fan_out(spec, 5)
+    with pytest.raises(
+        SpecError, match="pulls from 4 members at once, and in a swarm of 4 there are 3"
+    ) as caught:
+        check_fan_out(spec, 4)
+    assert "peers = 3" in caught.value.fix
+    assert "at least 5 nodes" in caught.value.fix
+    check_fan_out(RunSpec(name="x"), 1)
 
 
 @pytest.mark.parametrize("preset", ["constant", "early-dense", "late-heavy", "window", "final-only", "every"])
