@@ -82,7 +82,6 @@ class Fire:
                 faults.start_soon(getattr(self, "_" + kind.replace(" ", "_")), world)
             await self._until(lambda: self._done(world))
             faults.cancel_scope.cancel()
-        assert self.took_s, "nobody held the first merge"
 
     def _done(self, world: World) -> bool:
         # Who sums wrongly is banned, and merges alone from then on.
@@ -234,7 +233,10 @@ def through(seeds: range) -> list[float]:
         assert not told, f"seed {seed}, {fire.machines} nodes, {fire.kinds}: {told}"
         form = FORMS.index(fire.spec.outer)
         peace_s = in_peace_s(fire.machines, form, fire.spec.merge.replicas)
-        overheads.append(statistics.median(fire.took_s) / peace_s)
+        if fire.took_s:
+            overheads.append(statistics.median(fire.took_s) / peace_s)
+    # Where all who were in the first merge from its beginning have died, nobody can say how long it took.
+    assert len(overheads) > 0.9 * len(seeds)
     return overheads
 
 
