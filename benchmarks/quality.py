@@ -1,11 +1,11 @@
-"""How well swarms train over home links, method by method, on the same work: the table of docs/QUALITY.md.
+"""How well swarms train over home links, method by method, on the same work: prints a table.
 
-    python -m benchmarks.quality [--seeds N] [--steps N] [--only NAME ...] [--keep FOLDER] [--write]
+    python -m benchmarks.quality [--seeds N] [--steps N] [--only NAME ...] [--keep FOLDER]
 
 Eight nodes train a byte-level GPT of 0.37 M parameters on the standard library's sources, every method the same number
 of tokens from the same weights, over home links of 20 Mbit/s; the time over 100 Mbit/s is measured too, and exact
 data-parallel training stands beside them. What is done is kept in ``--keep``, under the code and the spec that it is
-of, so a run that was stopped goes on where it was. ``--write`` puts the tables into docs/QUALITY.md.
+of, so a run that was stopped goes on where it was.
 
 Relies on: ``benchmarks.quality_runs`` for the trials, which come to the same wherever they run.
 """
@@ -35,7 +35,6 @@ from benchmarks.quality_runs import (
 )
 from training.data import Corpus
 
-PAGE = Path("docs/QUALITY.md")
 DILOCO = {"kind": "nesterov", "rate": 0.7, "momentum": 0.9, "wire": "fp32"}
 
 
@@ -147,6 +146,7 @@ def table(methods: Sequence[Method], outcomes: dict[str, list[Outcome]], *, base
                     method.name,
                     f"{loss:.4f} ± {spread / 2:.4f}",
                     f"{100 * (loss / exact - 1):+.1f}",
+                    f"{statistics.fmean(outcome.local_loss for outcome in of):.4f}",
                     f"{sent / 1e6:.1f}",
                     f"{exact_bytes / sent:.0f} ×" if sent else "-",
                     f"{max(outcome.peak_bytes_per_s for outcome in of) / 1e6:.2f}",
@@ -160,6 +160,7 @@ def table(methods: Sequence[Method], outcomes: dict[str, list[Outcome]], *, base
         "method",
         "held-out loss",
         "% over data-parallel",
+        "nodes before the last merge",
         "MB sent per node",
         "fewer than data-parallel",
         "peak MB/s",
@@ -179,7 +180,6 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--only", nargs="*", default=[], metavar="NAME")
     parser.add_argument("--keep", type=Path, default=Path("quality"))
-    parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
     corpus = Corpus.load("stdlib", None)
     kept = Kept(arguments.keep)

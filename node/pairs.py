@@ -129,9 +129,7 @@ class PairExchanger:
         self._may_mix_with = may_mix_with
         self._is_elder = is_elder
         self._pacer = pacer
-        self._start = trainer.read()
-        self._start_step = trainer.step
-        self._momentum = torch.zeros_like(self._start)
+        self._begin_anew()
         self._epoch = 0
         self._asking = False
         self._meeting: _Meeting | None = None

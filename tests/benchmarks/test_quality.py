@@ -159,6 +159,6 @@ def test_the_table_compares_with_data_parallel_training() -> None:
     methods = [Method("data-parallel"), Method("ours")]
     outcomes = {"data-parallel": [outcome(2.0, 100e6)] * 2, "ours": [outcome(2.1, 1e6), outcome(2.3, 1e6)]}
     head, first, second = table(methods, outcomes, baseline="data-parallel")
-    assert first[:5] == ["data-parallel", "2.0000 ± 0.0000", "+0.0", "100.0", "1 ×"]
-    assert second[:5] == ["ours", "2.2000 ± 0.1000", "+10.0", "1.0", "100 ×"]
+    assert first[:6] == ["data-parallel", "2.0000 ± 0.0000", "+0.0", "3.0000", "100.0", "1 ×"]
+    assert second[:6] == ["ours", "2.2000 ± 0.1000", "+10.0", "3.0000", "1.0", "100 ×"]
     assert len(head) == len(second)

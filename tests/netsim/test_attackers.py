@@ -51,7 +51,8 @@ MAY_HAPPEN = {"not-held", "broken", "banned", "refused"}
 
 def quadratics(spec: RunSpec) -> LearnerFactory:
     """What the machines of these tests learn."""
-    problem = QuadraticProblem()
+    # All want the same: a fifth member with wishes of its own would draw the mean off without telling any lie.
+    problem = QuadraticProblem(heterogeneity=0.0)
 
     def build(machine: Machine) -> Quadratic:
         return Quadratic(
@@ -122,8 +123,8 @@ async def besieged_by(seed: int, name: str, spec: RunSpec, told: Entries, noted:
         assert len(anchors(nodes)) == 1
         for node in nodes:
             assert bool(torch.isfinite(node.trainer.read()).all())
-            # From 1.3 to 2.2 at the start. A fifth member learns one part of the data twice, which draws the mean off.
-            assert (node.merge_host.anchor - node.trainer.optimum).square().mean() < 0.4
+            # From 1.3 to 2.2 at the start.
+            assert (node.merge_host.anchor - node.trainer.optimum).square().mean() < 0.2
             # Whoever is banned is not asked; a liar may have banned honest members in its turn, and serve them nothing.
             shunned = mallory.node is not None and mallory.node.ledger.standing(node.local) < STANDING_MAX
             assert shunned or node.exchanger.mixes_failed <= node.ledger.refusals.total()
