@@ -27,8 +27,10 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
+# Each process computes on one thread: the processes are the parallelism.
 unit: $(READY)
-	$(PYTEST) tests -m "not process and not slow" --ignore tests/conformance
+	OMP_NUM_THREADS=1 $(PYTEST) -n auto --maxprocesses 8 --dist worksteal \
+		tests -m "not process and not slow" --ignore tests/conformance
 
 conformance: $(READY)
 	$(PYTEST) tests/conformance -m "not process and not slow"

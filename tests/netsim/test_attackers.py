@@ -28,6 +28,8 @@ from training.run_spec import RunSpec, parse_run_spec, run_id
 from training.spec_sections import NesterovSpec
 
 HONEST = 4
+WORLDS_MAX = 16
+"""In which a lie may come to nothing, one after the other, before one must show that it is told from the truth."""
 SPEC = parse_run_spec("""
 name = "besieged"
 [train]
@@ -103,7 +105,7 @@ def test_honest_members_train_merge_and_agree_beside_it(name: str, spec: RunSpec
     """In one world or another: a member that proposes every merge itself shows its contributions to nobody."""
     noted: Counter[str] = Counter()
     reason = ATTACKERS[name].refused_as
-    for seed in range(21, 25):
+    for seed in range(21, 21 + WORLDS_MAX):
         simulated(besieged_by, seed, name, spec, told, noted)
         if noted[reason] or not reason:
             break
