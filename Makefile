@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest -q
 
-demo: $(READY)  ## four nodes and one alone train on this machine, merge and report: at most five minutes
+demo: $(READY)  ## four nodes and one alone train on this machine, merge and report: three to nine minutes
 	$(BIN)/gossamer testnet up --run examples/demo.toml --nodes 4 --alone 1 --fresh --dir swarm
 
 compare: $(READY)  ## is the merged model better than the best node alone, and than plain averaging? three seeds
