@@ -2,7 +2,8 @@
 
 Owns these figures of one simulation; ``netsim.metrics`` asks for them at every sample and at the end. Looks at learners
 from outside and changes nothing about them. Accuracies exist where labelled examples are learned from, the contraction
-where no merge is scheduled, so that only mixing draws nodes together.
+where no merge is scheduled, so that only mixing draws nodes together, and the loss of the average wherever measuring
+costs next to nothing: of a language model it would cost more than training does.
 """
 
 from __future__ import annotations
@@ -43,16 +44,30 @@ class Lesson:
         return statistics.fmean(value for value in self.accuracy if value is not None)
 
 
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """Of all nodes that are up, measured at one moment."""
+
+    merged: float
+    """Of the plain average of their live weights, which nobody need hold."""
+    local: float
+    """Mean of their own."""
+
+
 @dataclass(slots=True)
 class Learning:
     """Watches one world."""
 
     world: World
+    exact_loss: bool
+    """Whether a learner's ``evaluate`` costs next to nothing; that of labelled examples does in any case."""
     _beginnings: dict[int, list[float]] = field(default_factory=dict)
     """By machine: the variance of each weight tensor when its first process was built."""
     _steps_to_goal: float = math.nan
     _at_merge: Lesson | None = None
     """As it was when the last merge came due."""
+    _losses_at_merge: Losses | None = None
+    """Likewise."""
     _first: tuple[Tensor, float] | None = None
     """Mean weights and deviation at the last sample before the first mix."""
     _last: tuple[Tensor, float, float] | None = None
@@ -66,7 +81,7 @@ class Learning:
 
     def merge_due(self) -> None:
         """A scheduled merge has come due and changed nothing yet."""
-        self._at_merge = self._look()
+        self._at_merge, self._losses_at_merge = self._look(), self.losses()
 
     def sample(self) -> Lesson | None:
         """The swarm now; None where accuracy means nothing, or nobody is up."""
@@ -76,6 +91,17 @@ class Learning:
         if not Schedule.of(self.world.spec).merge_points:
             self._follow_mixing()
         return lesson
+
+    def losses(self) -> Losses | None:
+        """What averaging would come to now; None where measuring it costs too much, or nobody is up."""
+        up = self._up()
+        if not up or not (self.exact_loss or all(map(_labelled, up))):
+            return None
+        mean, _ = self._mean_model()
+        return Losses(
+            merged=up[0].trainer.evaluate(mean.float()),
+            local=statistics.fmean(node.trainer.evaluate() for node in up),
+        )
 
     def summary(self) -> dict[str, float]:
         """Figures by name; those that make no sense here are missing."""
@@ -89,6 +115,8 @@ class Learning:
                 "steps_to_80": self._steps_to_goal,
                 "variance_ratio_min": before_merge.variance_ratio,
             }
+        if (losses := self._losses_at_merge or self.losses()) is not None:
+            figures["merged_minus_local"] = losses.merged - losses.local
         if self._first is not None and self._last is not None:
             (mean_first, first), (mean, last, mixes) = self._first, self._last
             unit = first / math.sqrt(len(self._up()))

@@ -74,7 +74,7 @@ class Metrics:
     _learning: Learning = field(init=False)
 
     def __post_init__(self) -> None:
-        self._learning = Learning(self.world)
+        self._learning = Learning(self.world, self.exact_loss)
 
     # --- what the world tells ---------------------------------------------------------------------------------
 
@@ -153,7 +153,7 @@ class Metrics:
             self._bytes_per_s_peak = max(self._bytes_per_s_peak, rate)
             self._up_s += elapsed_s * len(up)
         self._last_sample_s, self._bytes_last = now_s, sum(bytes_sent)
-        lesson = self._learning.sample()
+        lesson, losses = self._learning.sample(), self._learning.losses()
         return Sample(
             seed=seed,
             variant=variant,
@@ -162,6 +162,7 @@ class Metrics:
             seen=[1 + len(node.members.alive(now_s)) if node else None for node in nodes],
             step=[node.trainer.step if node else None for node in nodes],
             loss=[self._loss(node) if node else None for node in nodes],
+            merged_loss=_finite(losses.merged) if losses else None,
             dispersion=dispersion([node.trainer.read() for node in up]),
             height=[node.merger.head_height if node else None for node in nodes],
             bytes_sent=bytes_sent,
@@ -171,8 +172,7 @@ class Metrics:
         )
 
     def _loss(self, node: GossipNode) -> float | None:
-        loss = node.trainer.evaluate() if self.exact_loss else node.loss
-        return loss if loss is not None and math.isfinite(loss) else None
+        return _finite(node.trainer.evaluate() if self.exact_loss else node.loss)
 
     # --- the end ----------------------------------------------------------------------------------------------
 
@@ -218,6 +218,10 @@ class Metrics:
             elif number in alive:
                 rounds.append(len(self.commits) - newcomer.commits_before)
         return rounds
+
+
+def _finite(loss: float | None) -> float | None:
+    return loss if loss is not None and math.isfinite(loss) else None
 
 
 def dispersion(models: Sequence[torch.Tensor]) -> float:

@@ -83,8 +83,10 @@ class _Moment:
     """Of every node of every seed."""
     accuracies: list[float] = field(default_factory=list)
     """Likewise; none unless there are labelled examples."""
-    merged: list[float] = field(default_factory=list)
-    """Accuracy of the plain average of all nodes, of each seed."""
+    merged_losses: list[float] = field(default_factory=list)
+    """Of the plain average of all nodes, of each seed."""
+    merged_accuracies: list[float] = field(default_factory=list)
+    """Likewise."""
     dispersions: list[float] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
     """Bytes per second and node that is up, of each seed."""
@@ -155,8 +157,10 @@ def _grouping(results: Path) -> dict[tuple[str, int], Group]:
 def _gather(moment: _Moment, sample: Sample, before: Sample | None) -> None:
     moment.losses += [loss for loss in sample.loss if loss is not None]
     moment.accuracies += [accuracy for accuracy in sample.accuracy if accuracy is not None]
+    if sample.merged_loss is not None:
+        moment.merged_losses.append(sample.merged_loss)
     if sample.merged_accuracy is not None:
-        moment.merged.append(sample.merged_accuracy)
+        moment.merged_accuracies.append(sample.merged_accuracy)
     if sample.dispersion is not None and sample.up > 1:
         moment.dispersions.append(sample.dispersion)
     moment.up.append(sample.up)
@@ -202,12 +206,13 @@ def _figure(story: _Story, scenario: Scenario) -> Figure:
             banded=len(story.moments) <= BANDS_MAX,
         )
         _draw_spread(panels["loss"], moments, "losses", look)
+        _draw_merged(panels["loss"], moments, "merged_losses", look)
         _draw_spread(panels["dispersion"], moments, "dispersions", look)
         _draw_spread(panels["rate"], moments, "rates", look)
         _draw_members(panels["members"], moments, look)
         if labelled:
             _draw_spread(panels["accuracy"], moments, "accuracies", look)
-            _draw_merged(panels["accuracy"], moments, look)
+            _draw_merged(panels["accuracy"], moments, "merged_accuracies", look)
     for name, (label, what) in _PANELS.items():
         if name in panels:
             _label(panels[name], label, what)
@@ -229,12 +234,11 @@ def _figure(story: _Story, scenario: Scenario) -> Figure:
     return figure
 
 
+_SPREAD = "median of the nodes; band: 10 % to 90 % of them; thin: of the average of their weights"
+
 _PANELS = {
-    "loss": ("loss", "median of the nodes; band: 10 % to 90 % of them"),
-    "accuracy": (
-        "accuracy",
-        "median of the nodes; band: 10 % to 90 % of them; thin: of the average of their weights",
-    ),
+    "loss": ("loss", _SPREAD),
+    "accuracy": ("accuracy", _SPREAD),
     "dispersion": ("dispersion", "how far the nodes' weights are from their mean, relative"),
     "rate": ("sent per node", "bytes per second, mean over the nodes that are up"),
     "members": ("machines", "line: up; dashed: believed alive, median; dotted: by the node that sees fewest"),
@@ -254,8 +258,11 @@ def _draw_spread(axes: Axes, moments: dict[float, _Moment], name: str, look: _Lo
         axes.fill_between(times, low, high, color=look.colour, alpha=0.18, linewidth=0)
 
 
-def _draw_merged(axes: Axes, moments: dict[float, _Moment], look: _Look) -> None:
-    merged = [statistics.median(moment.merged or [math.nan]) for moment in moments.values()]
+def _draw_merged(axes: Axes, moments: dict[float, _Moment], name: str, look: _Look) -> None:
+    """What averaging at that moment would come to; nothing where nobody measured it."""
+    if not any(values := [getattr(moment, name) for moment in moments.values()]):
+        return
+    merged = [statistics.median(some or [math.nan]) for some in values]
     axes.plot(list(moments), merged, color=look.colour, linestyle=look.style, linewidth=0.7)
 
 

@@ -23,6 +23,7 @@ FORMAT = 1
 METRICS = {
     "final_loss": "loss at the end, mean of the nodes that are up",
     "loss_spread": "highest loss at the end, less the lowest",
+    "merged_minus_local": "loss of the average of their weights, less their mean loss, before the last merge",
     "dispersion": "distance of the nodes' weights from their mean, relative, at the end",
     "local_accuracy": "accuracy of the nodes, mean, before the last merge or at the end",
     "merged_accuracy": "accuracy of the plain average of their weights at that moment",
@@ -77,6 +78,8 @@ class Sample(_Line, frozen=True, kw_only=True, tag="sample"):
     step: list[int | None]
     loss: list[float | None]
     """Evaluated loss, where the learner can say it cheaply (excess over the optimum for a quadratic)."""
+    merged_loss: float | None = None
+    """Of the plain average of all live weights, which nobody need hold; where the learner can say it cheaply."""
     dispersion: float | None
     """Root mean square distance of the nodes' weights from their mean, over the norm of it; None if not finite."""
     height: list[int | None]

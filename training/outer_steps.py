@@ -8,8 +8,6 @@ With Delta the parent minus the average, the pseudo-gradient:
 
 * ``nesterov``: m <- mu m + Delta; parent <- parent - eta (Delta + mu m) (DiLoCo, Douillard et al., arXiv 2311.08105).
   eta = 1 and mu = 0 is federated averaging, bit for bit.
-* ``DelayedNesterov``: the same for pseudo-gradients that arrive one by one, each from a parent of its own time: the
-  momentum moves once for every ``count`` of them (Liu et al., arXiv 2401.09135, with c = 0).
 * ``pair_step``: no parent that all share; members meet in groups, and the momentum, each one's own, pulls them together
   (NoLoCo, Kolehmainen et al., arXiv 2506.10911, equation 2).
 
@@ -18,7 +16,6 @@ Never knows who the members are, nor how values travelled.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,35 +34,6 @@ def nesterov(
     delta = parent - average
     momentum = (momentum * memory).add_(delta)
     return average + (delta * (1.0 - rate)).sub_(momentum * (rate * memory)), momentum
-
-
-class DelayedNesterov:
-    """Pseudo-gradients applied as they arrive, one by one, and a momentum that moves once for ``count`` of them.
-
-    Nesterov's momentum at every arrival would count each direction ``count`` times over. ``count`` arrivals from one
-    parent come to what one step of ``nesterov`` on their average comes to.
-    """
-
-    def __init__(self, parent: Tensor, *, count: int, rate: float, memory: float) -> None:
-        self.parent = parent.clone()
-        """What members start from now."""
-        self.momentum = torch.zeros_like(parent)
-        self._count = count
-        self._rate = rate
-        self._memory = memory
-        self._gathered = torch.zeros_like(parent)
-        self._arrived = 0
-
-    def arrive(self, delta: Tensor, *, weight: float = 1.0) -> None:
-        """Apply one pseudo-gradient. ``weight`` below 1 is for stale ones, and slower members."""
-        share = delta * (weight / self._count)
-        self._gathered.add_(share)
-        self._arrived += 1
-        if self._arrived % self._count == 0:
-            self.momentum.mul_(self._memory).add_(self._gathered)
-            self.parent.sub_(self.momentum * (self._rate * self._memory))
-            self._gathered.zero_()
-        self.parent.sub_(share.mul_(self._rate))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,11 +77,3 @@ def pair_contraction(*, rate: float, memory: float, group: int = 2) -> float:
     crossed = moved + torch.tensor([-g * apart, m, 0.0], dtype=torch.float64)
     distance = crossed + torch.tensor([1.0 - g * apart, m, 0.0], dtype=torch.float64)
     return float(torch.linalg.eigvals(torch.stack([distance, crossed, moved])).abs().max())
-
-
-def local_steps(steps: int, *, speed: float, fastest: float) -> int:
-    """Inner steps of a member that makes ``speed`` steps a second, where the fastest takes ``steps``: at least one.
-
-    All are done at about the same time then (dynamic local updates, arXiv 2401.09135, section 4.2).
-    """
-    return max(1, math.floor(steps * min(speed / fastest, 1.0)))

@@ -136,3 +136,19 @@ def test_there_is_no_contraction_where_merges_draw_nodes_together() -> None:
     result, _, _ = simulated(with_changes(STILL, {"run.schedule.phases": [{"until": 1.0, "merges": 1}]}))
     assert "contraction" not in result.summary
     assert "local_accuracy" not in result.summary
+
+
+def test_what_averaging_comes_to_is_told_before_the_merge_and_at_every_sample() -> None:
+    apart, samples, _ = simulated(DIGITS)
+    # Networks that never mixed: what each has learned the average has not.
+    assert apart.summary["merged_minus_local"] > 0.5
+    before = [sample for sample in samples if sample.height == [0] * 4][-1]
+    assert before.merged_loss is not None
+    assert samples[-1].merged_loss == pytest.approx(apart.summary["final_loss"], abs=1e-6)
+    # In a bowl the average is never worse than the mean of those that go in.
+    bowl, samples, _ = simulated(with_changes(STILL, {"learner.noise": 1.0, "learner.learning_rate": 0.01}))
+    assert bowl.summary["merged_minus_local"] < 0
+    for sample in samples[1:]:
+        losses = [loss for loss in sample.loss if loss is not None]
+        assert sample.merged_loss is not None
+        assert sample.merged_loss <= sum(losses) / len(losses)

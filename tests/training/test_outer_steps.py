@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from hypothesis import given
@@ -12,9 +10,7 @@ from torch import Tensor
 
 from training.merge_math import weighted_average
 from training.outer_steps import (
-    DelayedNesterov,
     Side,
-    local_steps,
     nesterov,
     pair_contraction,
     pair_step,
@@ -66,27 +62,6 @@ def test_no_input_is_changed() -> None:
     pair_step(side, [side, Side(average, parent)], momentum, rate=0.7, memory=0.5)
     for tensor, copy in zip((parent, average, momentum), copies, strict=True):
         assert torch.equal(tensor, copy)
-
-
-@given(seed=seeds, count=st.integers(1, 6), memory=st.floats(0.0, 0.9))
-def test_as_many_late_arrivals_as_members_are_one_step_of_all(seed: int, count: int, memory: float) -> None:
-    parent = some(seed)
-    late = DelayedNesterov(parent, count=count, rate=0.7, memory=memory)
-    together, momentum = parent, torch.zeros(257)
-    for round_ in range(3):
-        deltas = [some(seed + 10 * round_ + member) for member in range(count)]
-        for delta in deltas:
-            late.arrive(delta)
-        mean = torch.stack(deltas).mean(0)
-        together, momentum = nesterov(together, together - mean, momentum, rate=0.7, memory=memory)
-        torch.testing.assert_close(late.parent, together, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(late.momentum, momentum, rtol=1e-4, atol=1e-4)
-
-
-def test_a_stale_arrival_counts_for_less() -> None:
-    late = DelayedNesterov(torch.zeros(1), count=2, rate=1.0, memory=0.0)
-    late.arrive(torch.ones(1), weight=0.5)
-    assert late.parent.item() == -0.25
 
 
 @given(seed=seeds, members=st.integers(2, 5), rate=st.floats(0.1, 1.0))
@@ -160,10 +135,3 @@ def test_the_contraction_is_the_one_of_real_pairs(rate: float, memory: float) ->
 
 def test_with_the_memory_of_diloco_pairs_drift_apart() -> None:
     assert spread_after(60, rate=0.7, memory=0.9) > 1.0 > spread_after(60, rate=0.7, memory=0.5)
-
-
-@pytest.mark.parametrize(
-    ("speed", "expected"), [(4.0, 50), (2.0, 25), (1.0, 12), (0.01, 1), (9.0, 50), (math.inf, 50)]
-)
-def test_all_members_are_done_at_one_time(speed: float, expected: int) -> None:
-    assert local_steps(50, speed=speed, fastest=4.0) == expected
