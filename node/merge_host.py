@@ -2,9 +2,12 @@
 
 Owns the anchor (what the last committed merge came to) and the rule that takes it into the live weights,
 ``live <- anchor + (live - own contribution)``; who stood on the anchor before and is not in the average takes that for
-its contribution, so that what it has learned goes into the next one. The agreement itself is ``gossip.merging``; what
-shards hold is ``node.merge_values``. Inputs stay pinned until a commit, results for two more merges. The results of a
-record are durable before its acceptance is said: others may have to fetch them from here alone.
+its contribution, so that what it has learned goes into the next one. For the same reason a contribution that a codec
+has thinned out counts as what others can read in it: the rest stays, until there is no merge left to tell of it.
+
+The agreement itself is ``gossip.merging``; what shards hold is ``node.merge_values``. Inputs stay pinned until a
+commit, results for two more merges. The results of a record are durable before its acceptance is said: others may have
+to fetch them from here alone.
 """
 
 from __future__ import annotations
@@ -132,7 +135,8 @@ class NodeMergeHost:
         if parent not in self._pledges:
             values = await self._compute.run(self._pledge, lane="train", cost_s=self._costs.copy_s)
             weight = max(1, self._trainer.tokens - self.tokens_at_anchor)
-            self._pledges[parent] = Pledge(values, weight, owed={})
+            last = self._trainer.step >= self._trainer.spec.train.steps
+            self._pledges[parent] = Pledge(values, weight, last)
         pledge = self._pledges[parent]
         inputs = await self._values.offer(state, pledge, moved, owner=_inputs(parent))
         return Contribution(peer=self._local, weight=pledge.weight, moved=list(moved), inputs=inputs)
@@ -203,10 +207,9 @@ class NodeMergeHost:
         """Take the committed average, whose results are in the store, as the anchor, and re-base the live weights."""
         self._superseded = True
         pledge = self._pledges.get(committed.record.parent) if contributed else None
-        contribution = None if pledge is None else pledge.values
         async with self._taking:
-            await self._take(committed.record, record_hash, contribution, rebase=True, duration_s=duration_s)
-        self._values.settle(pledge, committed.record)
+            await self._take(committed.record, record_hash, pledge, rebase=True, duration_s=duration_s)
+        self._values.settle(committed.record)
         await self._forget_inputs(committed.record)
         while self._accepted:
             await self._store.release(self._accepted.popleft())
@@ -240,7 +243,7 @@ class NodeMergeHost:
         self,
         record: MergeRecord,
         record_hash: bytes,
-        contribution: torch.Tensor | None,
+        pledge: Pledge | None,
         *,
         rebase: bool,
         duration_s: float,
@@ -252,13 +255,16 @@ class NodeMergeHost:
             # Who stood on the parent keeps what it has learned in the pieces that this merge left alone.
             stood = self._state.anchor if self._state is not None and self._head == record.parent else None
             moved = range(len(record.results)) if stood is None else record.moved
+            if pledge is not None:
+                stood = self._values.accounted_for(pledge)
             await self._compute.run(
-                partial(self._rebase, state.anchor, stood if contribution is None else contribution, moved),
+                partial(self._rebase, state.anchor, stood, moved),
                 lane="train",
                 cost_s=self._costs.copy_s,
             )
         self._head, self._state = record_hash, state
         await self._pin_results(record_hash, record)
+        contribution = None if pledge is None else pledge.values
         self._adopted(Adoption(record_hash, record, state.anchor, contribution, duration_s))
 
     def _rebase(self, anchor: torch.Tensor, stood: torch.Tensor | None, moved: Sequence[int]) -> None:

@@ -1,8 +1,8 @@
 """What the shards of merges hold, and the arithmetic on them: nothing of who agrees on what, or when.
 
 Owns the bytes of contributions, sums and results, made and read beside training. Where merges move by updates it also
-owns what this node's encodings have left out so far: of its contributions, and of the sums it made for everybody. Such
-a debt is settled by the caller, who knows what has become of an encoding.
+owns what the sums that this node made for everybody have left out so far, a debt settled by the caller, who knows what
+has become of a sum.
 
 Bits: everything that must be equal on all members is computed on the CPU from shard bytes, in the order of the record.
 """
@@ -10,7 +10,7 @@ Bits: everything that must be equal on all members is computed on the CPU from s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
@@ -40,8 +40,10 @@ class Pledge:
 
     values: Tensor
     weight: int
-    owed: dict[int, Tensor]
-    """By piece that was offered: what this node's contributions owe once that is in a record."""
+    last: bool
+    """Whether no other will follow that could tell of what this one leaves out."""
+    told: dict[int, Tensor] = field(default_factory=dict)
+    """By piece that a codec has thinned out: the weights that others can read in it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,9 +87,7 @@ class MergeValues:
         self._updates = updates
         self._owes = owes
         self._owed: dict[int, Tensor] = {}
-        """By this node's contributions, piece by piece."""
-        self._owed_sums: dict[int, Tensor] = {}
-        """By its sums."""
+        """By this node's sums, piece by piece."""
         self._sums_made: dict[ShardRef, tuple[int, Tensor]] = {}
         """What it will owe if the sum in that shard is the one that counts."""
         self.shape = _shape(self.pieces, updates, streaming, points)
@@ -105,14 +105,22 @@ class MergeValues:
                 if updates is None or base is None:
                     data.append(FP32.encode(values))
                     continue
-                due = self._owed.get(piece, torch.zeros_like(values))
-                encoded, pledge.owed[piece] = updates.encode(
-                    self.pieces.cut(base.anchor, piece) - values, due
-                )
+                anchor = self.pieces.cut(base.anchor, piece)
+                encoded, delta = updates.encode(anchor - values)
+                if not updates.codec.lossless:
+                    pledge.told[piece] = anchor - delta
                 data.append(encoded)
             return data
 
         return [await self._store.put(data, owner=owner) for data in await self._beside(encode)]
+
+    def accounted_for(self, pledge: Pledge) -> Tensor:
+        """What of the pledged weights an average has that counts them: what is beyond has yet to be told."""
+        values = pledge.values.clone()
+        if not pledge.last:
+            for piece, told in pledge.told.items():
+                self.pieces.cut(values, piece).copy_(told)
+        return values
 
     async def sum(self, base: OuterState | None, inputs: Inputs) -> PieceResult:
         """Store the weighted average, and what it leads to where it is one of updates.
@@ -131,8 +139,8 @@ class MergeValues:
         if updates is None or base is None:
             data = await self._beside(lambda: FP32.encode(average))
             return PieceResult(piece=piece, shard=await self._store.put(data), update=None)
-        owed = self._owed_sums.get(piece, torch.zeros_like(average))
-        update, owed = await self._beside(lambda: updates.encode(average, owed))
+        owed = self._owed.get(piece, torch.zeros_like(average))
+        update, owed = await self._beside(lambda: updates.encode_sum(average, owed))
         ref = await self._store.put(update)
         if self._owes:
             self._sums_made[ref] = piece, owed
@@ -207,14 +215,12 @@ class MergeValues:
 
         return await self._beside(decode)
 
-    def settle(self, pledge: Pledge | None, record: MergeRecord) -> None:
-        """A link is decided, with ``pledge`` among its inputs if there is one."""
-        if pledge is not None:
-            self._owed |= {piece: owed for piece, owed in pledge.owed.items() if piece in record.moved}
+    def settle(self, record: MergeRecord) -> None:
+        """A link is decided: which of this node's sums counted, if any."""
         for update in record.updates:
             if update in self._sums_made:
                 piece, owed = self._sums_made[update]
-                self._owed_sums[piece] = owed
+                self._owed[piece] = owed
         self._sums_made.clear()
 
     async def _beside(self, work: Callable[[], T]) -> T:

@@ -2,8 +2,9 @@
 
 Owns the state of a Nesterov outer step, anchor and momentum, as bytes that are hashed and fetched, and the way from one
 state to the next by an update: the members' average pseudo-gradient, in a codec. Everybody decodes the same bytes and
-takes the same step, so states stay equal bit for bit however much the codec leaves out. What it leaves out is owed by
-whoever encoded it (``training.codecs.feedback``): by each member for what it contributes, by an owner for its sums.
+takes the same step, so states stay equal bit for bit however much the codec leaves out. What it leaves out is not lost:
+a member keeps it in its live weights, as a distance from the anchor of which the next contribution tells again, and an
+owner adds it to its next sum (``training.codecs.feedback``).
 
 Relies on: ``training.outer_steps`` for the step. Never knows who the members are.
 """
@@ -83,9 +84,14 @@ class Updates:
     rate: float
     memory: float
 
-    def encode(self, delta: Tensor, owed: Tensor) -> tuple[bytes, Tensor]:
-        """A pseudo-gradient, one's own or an average, and what is owed once it has been used. Raises NotFinite."""
-        return encode_with(self.codec, delta, owed)
+    def encode(self, delta: Tensor) -> tuple[bytes, Tensor]:
+        """A member's pseudo-gradient, and as much of it as these bytes tell. Raises NotFinite."""
+        data = self.codec.encode(delta)
+        return data, self.codec.decode(data, len(delta))
+
+    def encode_sum(self, average: Tensor, owed: Tensor) -> tuple[bytes, Tensor]:
+        """An average pseudo-gradient, and what is owed once it has been used. Raises NotFinite."""
+        return encode_with(self.codec, average, owed)
 
     def decode(self, data: bytes, count: int) -> Tensor | Refused:
         """What ``encode`` made, or what is wrong with it."""

@@ -29,6 +29,7 @@ from gossip.store import ref_of
 from netsim.checkers.base import Machine, Report, Watcher, World, short
 from node.gossip_node import GossipNode
 from node.merge_host import Adoption
+from node.merge_values import Pledge as OwnPledge
 from training.outer_state import streams, updates_of
 from training.pieces import Pieces
 from training.run_spec import run_id
@@ -296,8 +297,8 @@ class EqualBits(Watcher):
 class Rebase(Watcher):
     """No step is lost or counted twice: ``live <- anchor + (live - own contribution)``, and it is the one pledged.
 
-    Who is not in the average keeps what it has learned since the anchor before, if it stood on that, and else starts
-    from the anchor itself.
+    Of a contribution that a codec has thinned out, what others can read in its bytes. Who is not in the average keeps
+    what it has learned since the anchor before, if it stood on that, and else starts from the anchor itself.
     """
 
     name = "rebase"
@@ -305,6 +306,7 @@ class Rebase(Watcher):
     def __init__(self, world: World, report: Report, pledges: Pledges) -> None:
         super().__init__(world, report)
         self._pledges = pledges
+        self._updates = updates_of(world.spec.outer)
 
     def attach(self, machine: Machine, node: GossipNode) -> None:
         """See what is put under the live weights, and what they are before and after."""
@@ -314,23 +316,23 @@ class Rebase(Watcher):
         moved: list[torch.Tensor] = []
         """The anchor that they were put on during the present call."""
         owns: list[torch.Tensor] = []
-        """Its own part in it."""
+        """Its own part in it, as far as that can be told."""
 
         def take(
             record: MergeRecord,
             record_hash: bytes,
-            contribution: torch.Tensor | None,
+            kept: OwnPledge | None,
             *,
             rebase: bool,
             duration_s: float,
         ) -> Callable[[None], None]:
             own = [c for c in record.contributors if c.peer == machine.identity.peer]
             pledge = self._pledges.find(record.parent, own[0]) if own else None
-            if contribution is None:
+            if kept is None:
                 # A pledge of an earlier life says nothing of weights that were resumed from a checkpoint.
                 if rebase and pledge is not None and pledged.get(record.parent) == own[0].inputs:
                     self.fail(f"forgot its own part in record {short(record_hash)}", machine.number)
-            elif pledge is None or contribution.numpy().tobytes() != pledge.values.tobytes():
+            elif pledge is None or kept.values.numpy().tobytes() != pledge.values.tobytes():
                 self.fail(
                     f"took something else for its own part in record {short(record_hash)}", machine.number
                 )
@@ -338,8 +340,10 @@ class Rebase(Watcher):
                 pledged.clear()
             moved.clear()
             owns.clear()
-            if contribution is not None:
-                owns.append(contribution)
+            if pledge is not None and kept is not None:
+                if kept.last and trainer.step < trainer.spec.train.steps:
+                    self.fail("drops what it has not told yet, before its end", machine.number)
+                owns.append(self._readable(node, pieces, record, pledge, last=kept.last))
 
             def done(_: None) -> None:
                 if rebase and not moved:
@@ -356,6 +360,8 @@ class Rebase(Watcher):
             expected = before.clone()
             for piece in of:
                 at = slice(*pieces.bounds[piece : piece + 2])
+                if owns and (stood is None or not torch.equal(stood[at], owns[0][at])):
+                    self.fail("reckons its progress from something else than what it told", machine.number)
                 expected[at] = anchor[at] if stood is None else anchor[at] + (before[at] - stood[at])
 
             def done(_: None) -> None:
@@ -372,6 +378,20 @@ class Rebase(Watcher):
         self.after(host, "contribute", contributed)
         self.watch(host, "_take", take)
         self.watch(host, "_rebase", rebase)
+
+    def _readable(
+        self, node: GossipNode, pieces: Pieces, record: MergeRecord, pledge: Pledge, *, last: bool
+    ) -> torch.Tensor:
+        """The weights that others read in the bytes of a pledge, from the anchor before and these bytes alone."""
+        told, before = torch.from_numpy(pledge.values.copy()), node.merge_host.anchor
+        if self._updates is None or not record.updates or before is None or last:
+            return told
+        contribution = pledge.contribution
+        for piece, ref in zip(contribution.moved, contribution.inputs, strict=True):
+            at = slice(*pieces.bounds[piece : piece + 2])
+            if not self._updates.codec.lossless:
+                told[at] = before[at] - self._updates.codec.decode(node.store._cache[ref], pieces.size(piece))
+        return told
 
 
 def average(inputs: Sequence[Values], weights: Sequence[int]) -> Values:
