@@ -51,7 +51,7 @@ quality: $(READY)  ## method by method, how well a swarm trains over home links 
 	$(BIN)/python -m benchmarks.quality
 
 clean:
-	rm -rf $(VENV) swarm one-byte-learning quality *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) swarm one-byte-learning *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 # torch comes first and by itself: which build of it (CPU or CUDA) pip's configuration decides, and the rest follows.
 $(READY): pyproject.toml constraints.txt scripts/preflight.sh

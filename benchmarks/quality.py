@@ -1,11 +1,13 @@
-"""How well swarms train over home links, method by method, on the same work: prints a table.
+"""How well swarms train over home links, method by method, on the same work: writes the tables of docs/QUALITY.md.
 
-    python -m benchmarks.quality [--seeds N] [--steps N] [--only NAME ...] [--keep FOLDER]
+    python -m benchmarks.quality [--tables NAME ...] [--methods NAME ...] [--seeds N] [--steps N] [--page FILE]
 
-Eight nodes train a byte-level GPT of 0.37 M parameters on the standard library's sources, every method the same number
-of tokens from the same weights, over home links of 20 Mbit/s; the time over 100 Mbit/s is measured too, and exact
-data-parallel training stands beside them. What is done is kept in ``--keep``, under the code and the spec that it is
-of, so a run that was stopped goes on where it was.
+Swarms of the product's own nodes train a byte-level GPT of 0.37 M parameters on the standard library's sources in the
+simulator, every method of a table the same number of tokens from the same weights, over home links of 20 Mbit/s; the
+time over 100 Mbit/s is measured too, and exact data-parallel training stands beside them. What is done is kept in
+docs/quality/outcomes.jsonl, under the code and the spec that it is of, so a run that was stopped goes on where it was,
+and a table of which some trials are missing is written from those that are done. Exit code 1 where the default misses
+its bar.
 
 Relies on: ``benchmarks.quality_runs`` for the trials, which come to the same wherever they run.
 """
@@ -17,13 +19,15 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
-from benchmarks.experiments import as_markdown
+from benchmarks.experiments import as_markdown, replaced
+from benchmarks.quality_picture import draw
 from benchmarks.quality_runs import (
     Outcome,
     Trial,
@@ -31,10 +35,16 @@ from benchmarks.quality_runs import (
     base_spec,
     data_parallel,
     digest,
+    started_at,
     swarm,
 )
 from training.data import Corpus
+from training.default_run import default_run
 
+PAGE = Path("docs/QUALITY.md")
+KEPT = Path("docs/quality/outcomes.jsonl")
+BASELINE = "data-parallel"
+DEFAULT = "the default"
 DILOCO = {"kind": "nesterov", "rate": 0.7, "momentum": 0.9, "wire": "fp32"}
 
 
@@ -47,13 +57,41 @@ class Method:
     how: Literal["swarm", "data-parallel", "alone"] = "swarm"
 
 
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A comparison: who trains what for how long, and what the default has to come to in it."""
+
+    name: str
+    methods: tuple[Method, ...]
+    nodes: int
+    batch: int
+    steps: int
+    start_step: int = 0
+    seeds: int = 2
+    over_percent_max: float | None = None
+    """Of the default, over data-parallel training, held-out loss against held-out loss."""
+    fewer_times_min: float | None = None
+    """By how many times fewer bytes it sends."""
+
+
 def every(steps: int, **more: Any) -> dict[str, Any]:
     """A merge every so many steps."""
     return {"schedule": {"preset": "every"}, "exchange": {"every_steps": steps}} | more
 
 
+def by_default(**exchange: Any) -> dict[str, Any]:
+    """What ``gossamer train new`` writes, with other values in its exchanges."""
+    chosen = msgspec.to_builtins(default_run("chosen"))
+    return {
+        "schedule": chosen["schedule"],
+        "exchange": chosen["exchange"] | exchange,
+        "outer": chosen["outer"],
+    }
+
+
 FROM_SCRATCH = (
-    Method("data-parallel", how="data-parallel"),
+    Method(BASELINE, how="data-parallel"),
+    Method(DEFAULT, by_default()),
     Method("local only", how="alone"),
     Method("final-only", {"schedule": {"preset": "final-only"}}),
     Method("FedAvg, H = 50", every(50)),
@@ -62,7 +100,7 @@ FROM_SCRATCH = (
         "Streaming DiLoCo, fp32",
         {
             "schedule": {"preset": "every"},
-            "exchange": {"every_steps": 12, "fragments": 4},
+            "exchange": {"every_steps": 12, "fragments": 3},
             "outer": DILOCO | {"streaming": True},
         },
     ),
@@ -70,7 +108,7 @@ FROM_SCRATCH = (
         "Streaming DiLoCo, E3M0",
         {
             "schedule": {"preset": "every"},
-            "exchange": {"every_steps": 12, "fragments": 4},
+            "exchange": {"every_steps": 12, "fragments": 3},
             "outer": DILOCO | {"streaming": True, "wire": "e3m0"},
         },
     ),
@@ -79,43 +117,84 @@ FROM_SCRATCH = (
     Method("pull, mean", {"exchange": {"every_steps": 50, "rule": "mean"}}),
     Method("pull, variance-corrected", {"exchange": {"every_steps": 50}}),
     Method("late-heavy", {"schedule": {"preset": "late-heavy"}, "exchange": {"every_steps": 10}}),
-    Method("E3M0, H = 10", every(10, outer=DILOCO | {"momentum": 0.8, "wire": "e3m0"})),
-    Method("int8, H = 10", every(10, outer=DILOCO | {"momentum": 0.8, "wire": "int8"})),
+    Method("int8, H = 20", every(20, outer=DILOCO | {"momentum": 0.8, "wire": "int8"})),
     Method(
-        "early-dense, E3M0",
+        "early-dense",
         {
             "schedule": {"preset": "early-dense"},
             "exchange": {"every_steps": 5},
-            "outer": DILOCO | {"momentum": 0.8, "wire": "e3m0"},
+            "outer": by_default()["outer"],
         },
+    ),
+)
+TABLES = (
+    Table("eight-nodes", FROM_SCRATCH, nodes=8, batch=4, steps=1000),
+    Table(
+        "four-nodes",
+        (FROM_SCRATCH[0], FROM_SCRATCH[1]),
+        nodes=4,
+        batch=8,
+        steps=2000,
+        over_percent_max=6.0,
+        fewer_times_min=80.0,
+    ),
+    Table(
+        "common-start",
+        (FROM_SCRATCH[0], Method(DEFAULT, by_default(every_steps=25))),
+        nodes=4,
+        batch=8,
+        steps=2000,
+        start_step=1000,
+        over_percent_max=1.0,
+        fewer_times_min=200.0,
     ),
 )
 
 
+class _Done(msgspec.Struct, frozen=True, kw_only=True):
+    """A line of what is kept."""
+
+    table: str
+    method: str
+    seed: int
+    key: str
+    outcome: Outcome
+
+
 class Kept:
-    """Outcomes in a folder, by their digest."""
+    """Outcomes in a file, by their digest; a line each, appended as they come."""
 
-    def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lines = file.read_bytes().splitlines() if file.exists() else []
+        self._by_key = {
+            done.key: done.outcome for done in (msgspec.json.decode(line, type=_Done) for line in lines)
+        }
 
-    def of(self, name: str, key: str, make: Callable[[], Outcome]) -> Outcome:
+    def of(self, table: str, method: str, seed: int, key: str, make: Callable[[], Outcome]) -> Outcome:
         """What was kept under ``key``, or what ``make`` comes to, kept from now on."""
-        file = None if self._folder is None else self._folder / f"{key}.json"
-        if file is not None and file.exists():
-            return msgspec.json.decode(file.read_bytes(), type=Outcome)
+        if (kept := self._by_key.get(key)) is not None:
+            return kept
         began_s = time.perf_counter()
         outcome = make()
-        print(f"{name}: {outcome.loss:.4f}, took {time.perf_counter() - began_s:.0f} s", file=sys.stderr)
-        if file is not None:
-            file.write_bytes(msgspec.json.encode(outcome))
+        took_s = time.perf_counter() - began_s
+        print(
+            f"{table}: {method}, seed {seed}: {outcome.loss:.4f}, took {took_s:.0f} s",
+            file=sys.stderr,
+            flush=True,
+        )
+        done = _Done(table=table, method=method, seed=seed, key=key, outcome=outcome)
+        with self._file.open("ab") as file:
+            file.write(msgspec.json.encode(done) + b"\n")
+        self._by_key[key] = outcome
         return outcome
 
 
-def measured(method: Method, corpus: Corpus, *, steps: int, seed: int, kept: Kept) -> Outcome:
+def measured(table: Table, method: Method, corpus: Corpus, *, seed: int, kept: Kept) -> Outcome:
     """One row for one seed."""
-    trial = Trial(spec=base_spec(steps, seed, method.changes))
+    spec = base_spec(table.steps, seed, {"train": {"batch": table.batch}} | method.changes)
+    trial = Trial(spec=spec, nodes=table.nodes, start_step=table.start_step)
 
     def make() -> Outcome:
         match method.how:
@@ -124,22 +203,30 @@ def measured(method: Method, corpus: Corpus, *, steps: int, seed: int, kept: Kep
             case "alone":
                 return alone(trial, corpus)
             case _:
-                return swarm(trial, corpus, seed=seed)
+                return swarm(trial, corpus, seed=seed, start=_start(trial, corpus))
 
-    return kept.of(f"{method.name}, seed {seed}", digest(trial, method.how), make)
+    return kept.of(table.name, method.name, seed, digest(trial, method.how), make)
 
 
-def table(methods: Sequence[Method], outcomes: dict[str, list[Outcome]], *, baseline: str) -> list[list[str]]:
+def _start(trial: Trial, corpus: Corpus) -> bytes | None:
+    """The state that all begin with; None where that is what the spec says anyway."""
+    if not trial.start_step:
+        return None
+    _, model = data_parallel(trial, corpus, until=trial.start_step)
+    return started_at(trial, corpus, model)
+
+
+def rows(methods: Sequence[Method], outcomes: dict[str, list[Outcome]]) -> list[list[str]]:
     """A header and a row for each method, best loss first."""
-    exact = statistics.fmean(outcome.loss for outcome in outcomes[baseline])
-    exact_bytes = outcomes[baseline][0].bytes_per_node
-    rows = []
+    exact = statistics.fmean(outcome.loss for outcome in outcomes[BASELINE])
+    exact_bytes = outcomes[BASELINE][0].bytes_per_node
+    lines = []
     for method in methods:
         of = outcomes[method.name]
         loss = statistics.fmean(outcome.loss for outcome in of)
         spread = max(outcome.loss for outcome in of) - min(outcome.loss for outcome in of)
         sent = statistics.fmean(outcome.bytes_per_node for outcome in of)
-        rows.append(
+        lines.append(
             (
                 loss,
                 [
@@ -153,6 +240,7 @@ def table(methods: Sequence[Method], outcomes: dict[str, list[Outcome]], *, base
                     f"{statistics.fmean(outcome.slow_s for outcome in of):.0f}",
                     f"{statistics.fmean(outcome.fast_s for outcome in of):.0f}",
                     str(of[0].merges),
+                    str(len(of)),
                 ],
             )
         )
@@ -167,39 +255,62 @@ def table(methods: Sequence[Method], outcomes: dict[str, list[Outcome]], *, base
         "s at 20 Mbit/s",
         "s at 100 Mbit/s",
         "merges",
+        "seeds",
     ]
-    return [head, *(row for _, row in sorted(rows, key=lambda row: row[0]))]
+    return [head, *(line for _, line in sorted(lines, key=lambda line: line[0]))]
+
+
+def verdict(table: Table, outcomes: dict[str, list[Outcome]]) -> tuple[bool, str]:
+    """Whether the default comes to what it has to, and a sentence that says so."""
+    if table.over_percent_max is None or table.fewer_times_min is None or DEFAULT not in outcomes:
+        return True, ""
+    exact, chosen = outcomes[BASELINE], outcomes[DEFAULT]
+    over = 100 * (statistics.fmean(o.loss for o in chosen) / statistics.fmean(o.loss for o in exact) - 1)
+    fewer = exact[0].bytes_per_node / statistics.fmean(o.bytes_per_node for o in chosen)
+    met = over <= table.over_percent_max and fewer >= table.fewer_times_min
+    return met, (
+        f"**{'Shown' if met else 'Not shown'}:** {DEFAULT} ends {over:+.1f} % over data-parallel training, at most "
+        f"{table.over_percent_max:g} allowed, at {fewer:.0f} times fewer bytes, at least {table.fewer_times_min:g}."
+    )
 
 
 def main() -> int:
-    """Print the table; 0 whatever it says."""
+    """Run what is missing and write the page."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--only", nargs="*", default=[], metavar="NAME")
-    parser.add_argument("--keep", type=Path, default=Path("quality"))
+    parser.add_argument("--tables", nargs="*", default=[], metavar="NAME", help="instead of all")
+    parser.add_argument("--methods", nargs="*", default=[], metavar="NAME", help="instead of all")
+    parser.add_argument("--seeds", type=int, help="instead of each table's own")
+    parser.add_argument("--steps", type=int, help="instead of each table's own")
+    parser.add_argument("--page", type=Path, default=PAGE)
+    parser.add_argument("--kept", type=Path, default=KEPT)
     arguments = parser.parse_args()
-    corpus = Corpus.load("stdlib", None)
-    kept = Kept(arguments.keep)
-    wanted = [m for m in FROM_SCRATCH if not arguments.only or m.name in (*arguments.only, "data-parallel")]
-    outcomes = {
-        method.name: [
-            measured(
-                method,
-                corpus,
-                steps=arguments.steps,
-                seed=seed,
-                kept=kept,
-            )
-            for seed in range(1, arguments.seeds + 1)
-        ]
-        for method in wanted
-    }
-    made = table(wanted, outcomes, baseline="data-parallel")
-    print(as_markdown(made))
-    return 0
+    corpus, kept, met = cache(lambda: Corpus.load("stdlib", None)), Kept(arguments.kept), True
+    for table in TABLES:
+        if arguments.tables and table.name not in arguments.tables:
+            continue
+        own = replace(table, seeds=arguments.seeds or table.seeds, steps=arguments.steps or table.steps)
+        wanted = [m for m in own.methods if not arguments.methods or m.name in (*arguments.methods, BASELINE)]
+        # Seed by seed, so that every method has one before any has two.
+        outcomes: dict[str, list[Outcome]] = {method.name: [] for method in wanted}
+        for seed in range(1, own.seeds + 1):
+            for method in wanted:
+                outcomes[method.name].append(measured(own, method, corpus(), seed=seed, kept=kept))
+        passed, sentence = verdict(own, outcomes)
+        met = met and passed
+        shown = as_markdown(rows(wanted, outcomes))
+        print(f"{shown}\n\n{sentence}\n", flush=True)
+        picture = arguments.page.parent / "quality" / f"{own.name}.png"
+        draw(outcomes, picture, baseline=BASELINE, default=DEFAULT)
+        part = f"{sentence}\n\n" * bool(sentence)
+        part += f"{own.nodes} nodes, {own.steps - own.start_step:,} steps"
+        part += f" from where data-parallel training has come after {own.start_step:,}" * bool(own.start_step)
+        part += f", {own.batch * 128:,} bytes of text a node and step.\n\n{shown}\n\n"
+        part += f"![{own.name}](quality/{own.name}.png)"
+        page = arguments.page.read_text(encoding="utf-8")
+        arguments.page.write_text(replaced(page, own.name, part, by="make quality"), encoding="utf-8")
+    return 0 if met else 1
 
 
 if __name__ == "__main__":

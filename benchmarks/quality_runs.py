@@ -54,8 +54,9 @@ BASE = """
 name = "quality"
 init = "shared"
 [model]
-layers = 4
-width = 84
+layers = 3
+width = 96
+heads = 3
 [data]
 held_out_bytes = 262144
 [train]
@@ -63,7 +64,7 @@ batch = 4
 [merge]
 wait_s_max = 20
 """
-"""371,700 parameters, and 512 bytes of text for each node and step."""
+"""369,312 parameters, and 512 bytes of text for each node and step."""
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True):

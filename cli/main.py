@@ -15,7 +15,7 @@ import msgspec
 import typer
 from rich.console import Console
 
-from cli import ask_commands, home_commands, node_commands, sim_commands, testnet
+from cli import ask_commands, home_commands, node_commands, sim_commands, testnet, train_commands
 from cli.common import Common, remember_global_options
 from cli.exit_codes import ExitCode, exit_code_of
 from p2p.errors import GossamerError
@@ -31,6 +31,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 node_commands.register(app)
+train_commands.register(app)
 ask_commands.register(app)
 testnet.register(app)
 sim_commands.register(app)

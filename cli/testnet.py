@@ -212,10 +212,11 @@ def down(
 
 
 def _spec(run: Path | None, seed: int | None, steps: int | None, base: Path | None, nodes: int) -> RunSpec:
-    from training.run_spec import RunSpec, check_startable, load_run_spec
+    from training.default_run import default_run
+    from training.run_spec import check_startable, load_run_spec
     from training.schedules import check_fan_out
 
-    spec = RunSpec(name="testnet") if run is None else load_run_spec(run)
+    spec = default_run("testnet") if run is None else load_run_spec(run)
     if seed is not None:
         spec = msgspec.structs.replace(spec, seed=seed)
     if steps is not None:

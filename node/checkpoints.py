@@ -10,6 +10,7 @@ Relies on: Disk.write_atomic (old bytes or new, never a mix). Never looks inside
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -91,6 +92,8 @@ class Checkpointer:
         self._taking = trio.Lock()
         """Two at once could leave the older state as the newer generation, and looking for generations removes what a
         write under way has not renamed yet."""
+        self._taken_s = -math.inf
+        """When the last one was begun."""
         self.problem = ""
         """Why the last attempt failed, for people; empty when it did not."""
 
@@ -104,12 +107,17 @@ class Checkpointer:
                 await self.take()
                 pause_s = max(EVERY_S_MIN, (trio.current_time() - began_s) / SHARE_MAX)
 
-    async def take(self) -> None:
-        """Write the trainer's state to disk now."""
-        async with self._taking:
-            await self._take()
+    async def take_unless_recent(self) -> bool:
+        """Write the trainer's state to disk unless that was done just now; returns whether it is there."""
+        return trio.current_time() >= self._taken_s + EVERY_S_MIN and await self.take()
 
-    async def _take(self) -> None:
+    async def take(self) -> bool:
+        """Write the trainer's state to disk now; returns whether it is there."""
+        async with self._taking:
+            self._taken_s = trio.current_time()
+            return await self._take()
+
+    async def _take(self) -> bool:
         step, state = await self._compute.run(
             lambda: (self._trainer.step, self._trainer.save()), lane="train", cost_s=self._costs.copy_s
         )
@@ -118,8 +126,9 @@ class Checkpointer:
         except OSError as error:
             self.problem = f"checkpoint failed: {error.strerror}; free disk space, training goes on"
             log.warning("problem", text=self.problem)
-        else:
-            self.problem = ""
+            return False
+        self.problem = ""
+        return True
 
 
 def _is_generation(path: str) -> bool:

@@ -279,12 +279,18 @@ class GossipNode(Node):
     async def _make_durable(self) -> None:
         await self.checkpointer.take()
 
-    async def _merge_settled(self) -> None:
-        """The others are told of a merge taken over here, and it becomes durable."""
+    async def _merge_settled(self) -> bool:
+        """The others are told of a merge taken over here; returns whether a checkpoint builds on it.
+
+        Where merges follow each other within seconds, most do without: a later life puts its
+        weights on the last anchor once more, and all it has lost is the steps since.
+        """
         self._problem = ""
         self._publish_heartbeat()
         self._progress.made()
-        await self.checkpointer.take()
+        if isinstance(self.rounds.plan(), Train):
+            return await self.checkpointer.take_unless_recent()
+        return await self.checkpointer.take()
 
     # --- training and exchanging ------------------------------------------------------------------------------
 

@@ -172,7 +172,10 @@ class MergeValues:
         return weighted_average([(values_of[peer], weight) for peer, _, weight in arrived])
 
     async def apply(self, base: OuterState, piece: int, update: ShardRef) -> ShardRef:
-        """Store the state of ``piece`` that ``update``, which is in the store, leads to. Raises ResultRefused."""
+        """Store the state of ``piece`` that ``update``, which is in the store, leads to. Raises ResultRefused.
+
+        Durable at once: whoever applies an update is about to accept its record, and would write it a second time.
+        """
         assert self._updates is not None
         updates, data = self._updates, await self._store.get(update)
 
@@ -185,7 +188,7 @@ class MergeValues:
         state = await self._beside(work_out)
         if isinstance(state, Refused):
             raise ResultRefused(state.code, state.text)
-        return await self._store.put(state)
+        return await self._store.put(state, sync=True)
 
     async def check(self, piece: int, ref: ShardRef, own: Tensor, *, beginner: bool) -> None:
         """Raise ResultRefused unless this result, in the store, is finite and in proportion to ``own`` weights."""

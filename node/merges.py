@@ -39,7 +39,8 @@ RECOVERY_RETRY_S = 3.0
 class Merges:
     """Asks for merges when they are due, and reports and remembers those that are committed.
 
-    ``settled`` is awaited once a merge has been measured, and must leave a checkpoint that builds on its anchor.
+    ``settled`` is awaited once a merge has been measured, and says whether it left a checkpoint that builds on its
+    anchor; only then is the merge remembered.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class Merges:
         members: Callable[[], list[MemberProgress]],
         others_known: Callable[[], bool],
         progress: Progress,
-        settled: Callable[[], Awaitable[None]],
+        settled: Callable[[], Awaitable[bool]],
     ) -> None:
         self._runtime = runtime
         self._trainer = trainer
@@ -141,8 +142,8 @@ class Merges:
             weights=self.last.weights_hash[:16],
         )
         # In this order: a crash in between makes the node take the anchor once more, never forget it.
-        await self._settled()
-        await self._remember(self.last)
+        if await self._settled():
+            await self._remember(self.last)
 
     def _remembers(self, record_hash: bytes) -> bool:
         """Whether an earlier life reported this merge, and the checkpoint that this one began with builds on it."""
@@ -164,11 +165,14 @@ class Merges:
     async def _measure(self, adoption: Adoption) -> MergeReport:
         """The merge in words and figures. Losses are measured once training is over; mid-run they would hold it up."""
         contributors = [contribution.peer for contribution in adoption.record.contributors]
+        weights = await self._runtime.compute.run(
+            partial(weights_hash, adoption.anchor), lane="side", cost_s=self._runtime.costs.copy_s
+        )
         return MergeReport(
             record=adoption.record_hash.hex(),
             height=adoption.record.height,
             contributors=contributors,
-            weights_hash=weights_hash(adoption.anchor).hex(),
+            weights_hash=weights.hex(),
             contributed=self._runtime.signer.peer in contributors,
             loss_before=await self._final_loss(adoption.contribution),
             loss_merged=await self._final_loss(adoption.anchor),

@@ -9,7 +9,8 @@ import msgspec
 import pytest
 import torch
 
-from benchmarks.quality import FROM_SCRATCH, Kept, Method, table
+from benchmarks.quality import DEFAULT, FROM_SCRATCH, TABLES, Kept, Method, by_default, rows, verdict
+from benchmarks.quality_picture import draw
 from benchmarks.quality_runs import (
     Outcome,
     Trial,
@@ -22,6 +23,7 @@ from benchmarks.quality_runs import (
     trainers,
 )
 from training.data import Corpus
+from training.default_run import default_run
 from training.run_spec import RunSpec
 from training.spec_sections import GptSpec
 
@@ -67,7 +69,7 @@ def test_a_swarm_that_only_merges_at_the_end_sends_each_piece_about_twice(corpus
 
 
 def test_the_same_trial_comes_to_the_same(corpus: Corpus) -> None:
-    trial = trial_of("E3M0, H = 10")
+    trial = trial_of(DEFAULT)
     assert swarm(trial, corpus, seed=1) == swarm(trial, corpus, seed=1)
 
 
@@ -97,7 +99,7 @@ def test_local_training_sends_nothing_and_is_worse_than_together(corpus: Corpus)
 
 
 def test_a_swarm_can_begin_where_data_parallel_training_has_come(corpus: Corpus) -> None:
-    trial = msgspec.structs.replace(trial_of("E3M0, H = 10"), start_step=20)
+    trial = msgspec.structs.replace(trial_of(DEFAULT), start_step=20)
     _, model = data_parallel(trial, corpus, until=20)
     state = started_at(trial, corpus, model)
     node = trainers(trial, corpus)[1]
@@ -107,7 +109,7 @@ def test_a_swarm_can_begin_where_data_parallel_training_has_come(corpus: Corpus)
         assert torch.equal(node.layout.views(node.read())[name], tensor)
     outcome = swarm(trial, corpus, seed=1, start=state)
     assert outcome.slow_s >= 20 * 0.1
-    assert outcome.loss < swarm(trial_of("E3M0, H = 10"), corpus, seed=1).loss + 0.2
+    assert outcome.loss < swarm(trial_of(DEFAULT), corpus, seed=1).loss + 0.2
 
 
 def test_what_is_done_is_kept_and_not_done_again(tmp_path: Path) -> None:
@@ -126,13 +128,18 @@ def test_what_is_done_is_kept_and_not_done_again(tmp_path: Path) -> None:
         asked.append(1)
         return outcome
 
+    file = tmp_path / "quality" / "outcomes.jsonl"
     for _ in range(2):
-        assert Kept(tmp_path).of("x", "key", make) == outcome
+        assert Kept(file).of("table", "x", 1, "key", make) == outcome
     assert len(asked) == 1
+    Kept(file).of("table", "y", 1, "another key", make)
+    assert len(file.read_bytes().splitlines()) == 2
+    assert Kept(file).of("table", "x", 1, "key", make) == outcome
+    assert len(asked) == 2
 
 
 def test_a_kept_outcome_is_of_one_spec_and_one_code() -> None:
-    trial = trial_of("E3M0, H = 10")
+    trial = trial_of(DEFAULT)
     digests = {
         digest(trial, "swarm"),
         digest(trial, "alone"),
@@ -144,21 +151,41 @@ def test_a_kept_outcome_is_of_one_spec_and_one_code() -> None:
     assert digest(trial, "swarm") in digests
 
 
-def test_the_table_compares_with_data_parallel_training() -> None:
-    def outcome(loss: float, sent: float) -> Outcome:
-        return Outcome(
-            loss=loss,
-            bytes_per_node=sent,
-            peak_bytes_per_s=1e6,
-            slow_s=10.0,
-            fast_s=5.0,
-            merges=3,
-            local_loss=3.0,
-        )
+def some(loss: float, sent: float) -> Outcome:
+    return Outcome(
+        loss=loss,
+        bytes_per_node=sent,
+        peak_bytes_per_s=1e6,
+        slow_s=10.0,
+        fast_s=5.0,
+        merges=3,
+        local_loss=3.0,
+    )
 
+
+def test_the_table_compares_with_data_parallel_training(tmp_path: Path) -> None:
     methods = [Method("data-parallel"), Method("ours")]
-    outcomes = {"data-parallel": [outcome(2.0, 100e6)] * 2, "ours": [outcome(2.1, 1e6), outcome(2.3, 1e6)]}
-    head, first, second = table(methods, outcomes, baseline="data-parallel")
+    outcomes = {"data-parallel": [some(2.0, 100e6)] * 2, "ours": [some(2.1, 1e6), some(2.3, 1e6)]}
+    head, first, second = rows(methods, outcomes)
     assert first[:6] == ["data-parallel", "2.0000 ± 0.0000", "+0.0", "3.0000", "100.0", "1 ×"]
     assert second[:6] == ["ours", "2.2000 ± 0.1000", "+10.0", "3.0000", "1.0", "100 ×"]
     assert len(head) == len(second)
+    draw(outcomes, tmp_path / "new" / "table.png", baseline="data-parallel", default="ours")
+    assert (tmp_path / "new" / "table.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("loss", "sent", "met"), [(2.1, 1e6, True), (2.1, 2e6, False), (2.2, 1e6, False), (1.9, 1e6, True)]
+)
+def test_the_default_is_held_to_its_bar(loss: float, sent: float, met: bool) -> None:
+    table = next(table for table in TABLES if table.name == "four-nodes")
+    told, sentence = verdict(table, {"data-parallel": [some(2.0, 100e6)], DEFAULT: [some(loss, sent)]})
+    assert told is met
+    assert sentence.startswith("**Shown:**" if met else "**Not shown:**")
+
+
+def test_what_is_called_the_default_is_what_new_runs_get() -> None:
+    chosen = default_run("chosen")
+    spec = base_spec(STEPS, 1, by_default())
+    assert (spec.schedule, spec.exchange, spec.outer) == (chosen.schedule, chosen.exchange, chosen.outer)
+    assert (spec.optimizer, spec.init) == (chosen.optimizer, chosen.init)
