@@ -70,8 +70,8 @@ class MergeHost(Protocol):
         Raises ResultRefused for an update of no form, GossamerError or OSError otherwise.
         """
 
-    async def check_result(self, piece: int, ref: ShardRef) -> None:
-        """Raise ResultRefused unless this result, which is in the store, may be adopted."""
+    async def check_result(self, parent: bytes, piece: int, ref: ShardRef) -> None:
+        """Raise ResultRefused unless this result of the link after ``parent``, in the store, may be adopted."""
 
     async def fetch(self, ref: ShardRef, holders: Sequence[PeerId], timeout_s: float) -> None:
         """Bring a shard into the store, from any of ``holders``. Raises GossamerError or OSError."""
@@ -189,7 +189,7 @@ class MergeWork:
                 )
         await self.obtain(record, holders, timeout_s)
         for piece in record.moved:
-            await self._host.check_result(piece, record.results[piece])
+            await self._host.check_result(record.parent, piece, record.results[piece])
 
     async def inspect(self, record: MergeRecord, timeout_s: float) -> dict[int, GossamerError]:
         """What keeps each piece of ``record`` from being proposed, where something does; results come to the store.
@@ -204,7 +204,7 @@ class MergeWork:
             try:
                 owned_by = [peer for peer in summed_by[piece] if peer != self._local]
                 await self._obtain(record, piece, owned_by, timeout_s)
-                await self._host.check_result(piece, result)
+                await self._host.check_result(record.parent, piece, result)
             except GossamerError as error:
                 faults[piece] = error
 

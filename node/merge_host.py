@@ -170,9 +170,7 @@ class NodeMergeHost:
 
         Raises InputRefused naming the contributor whose values are not finite or out of all proportion.
         """
-        state = self._base_of(parent)
-        pledge = self._pledges.get(parent)
-        own = pledge.values if pledge is not None else await self._read_live()
+        state, own = self._base_of(parent), await self._measure(parent)
         beginner = self._is_beginner()
         return await self._values.sum(
             state,
@@ -196,9 +194,9 @@ class NodeMergeHost:
             raise GossamerError("nothing that an update could be applied to")
         return await self._values.apply(state, piece, update)
 
-    async def check_result(self, piece: int, ref: ShardRef) -> None:
+    async def check_result(self, parent: bytes, piece: int, ref: ShardRef) -> None:
         """Raise ResultRefused unless this result, which is in the store, is finite and in proportion to our weights."""
-        own = self._values.pieces.cut(await self._read_live(), piece)
+        own = self._values.pieces.cut(await self._measure(parent), piece)
         await self._values.check(piece, ref, own, beginner=self._is_beginner())
 
     async def adopt(
@@ -285,7 +283,10 @@ class NodeMergeHost:
             raise GossamerError("the anchor that this merge builds on is not held here")
         return self._state
 
-    async def _read_live(self) -> torch.Tensor:
+    async def _measure(self, parent: bytes) -> torch.Tensor:
+        """Weights of ours to judge others' by, in the link after ``parent``."""
+        if (pledge := self._pledges.get(parent)) is not None:
+            return pledge.values
         # As a measure only, so that it need not wait for the end of a slice of inner steps.
         return await self._compute.run(self._trainer.read, lane="side", cost_s=self._costs.copy_s)
 

@@ -90,6 +90,9 @@ class MergeValues:
         """By this node's sums, piece by piece."""
         self._sums_made: dict[ShardRef, tuple[int, Tensor]] = {}
         """What it will owe if the sum in that shard is the one that counts."""
+        self._applied: dict[tuple[int, ShardRef], ShardRef] = {}
+        """Where updates of pieces of ``_applied_to`` have led to: a merge asks for it up to three times."""
+        self._applied_to: OuterState | None = None
         self.shape = _shape(self.pieces, updates, streaming, points)
 
     async def offer(
@@ -177,6 +180,11 @@ class MergeValues:
         Durable at once: whoever applies an update is about to accept its record, and would write it a second time.
         """
         assert self._updates is not None
+        if base is not self._applied_to:
+            self._applied.clear()
+            self._applied_to = base
+        if (known := self._applied.get((piece, update))) is not None and self._store.holds(known):
+            return known
         updates, data = self._updates, await self._store.get(update)
 
         def work_out() -> bytes | Refused:
@@ -188,7 +196,10 @@ class MergeValues:
         state = await self._beside(work_out)
         if isinstance(state, Refused):
             raise ResultRefused(state.code, state.text)
-        return await self._store.put(state, sync=True)
+        led_to = await self._store.put(state, sync=True)
+        if base is self._applied_to:
+            self._applied[piece, update] = led_to
+        return led_to
 
     async def check(self, piece: int, ref: ShardRef, own: Tensor, *, beginner: bool) -> None:
         """Raise ResultRefused unless this result, in the store, is finite and in proportion to ``own`` weights."""

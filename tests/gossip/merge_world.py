@@ -118,7 +118,7 @@ class IntegerHost:
         if self.full:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    async def check_result(self, piece: int, ref: ShardRef) -> None:
+    async def check_result(self, parent: bytes, piece: int, ref: ShardRef) -> None:
         """Integers within reason are welcome."""
         if self.value(ref) > ABSURD:
             raise ResultRefused("norm", "out of all proportion")
