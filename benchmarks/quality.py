@@ -205,7 +205,19 @@ def measured(table: Table, method: Method, corpus: Corpus, *, seed: int, kept: K
             case _:
                 return swarm(trial, corpus, seed=seed, start=_start(trial, corpus))
 
-    return kept.of(table.name, method.name, seed, digest(trial, method.how), make)
+    if method.how != "data-parallel":
+        return kept.of(table.name, method.name, seed, digest(trial, method.how), make)
+    # All of its steps are trained once, wherever the comparison begins.
+    trial = msgspec.structs.replace(trial, start_step=0)
+    whole = kept.of(table.name, method.name, seed, digest(trial, method.how), make)
+    share = 1 - table.start_step / table.steps
+    return msgspec.structs.replace(
+        whole,
+        bytes_per_node=whole.bytes_per_node * share,
+        slow_s=whole.slow_s * share,
+        fast_s=whole.fast_s * share,
+        merges=round(whole.merges * share),
+    )
 
 
 def _start(trial: Trial, corpus: Corpus) -> bytes | None:

@@ -150,7 +150,7 @@ def data_parallel(trial: Trial, corpus: Corpus, *, until: int | None = None) -> 
         model._clip()
         model._optimizer.take_step(learning_rate(spec.optimizer, spec.train.steps, step))
         model.step += 1
-    steps = spec.train.steps - trial.start_step
+    steps = spec.train.steps
     step_bytes = 8 * model.layout.total * (trial.nodes - 1) / trial.nodes
     hops_s = 2 * (trial.nodes - 1) * LATENCY_S
     loss = model.evaluate() if until is None else math.nan
