@@ -12,7 +12,11 @@ and those bytes on the line.
 from __future__ import annotations
 
 import math
+import os
 import random
+import subprocess
+import sys
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,8 +44,6 @@ T = TypeVar("T", bound=Trainer)
 LATENCY_S = 0.03
 STEP_S = 0.1
 """An inner step takes as long on every machine."""
-PACKAGES = ("training", "gossip", "node", "p2p", "netsim", "benchmarks/quality_runs.py")
-"""Whose code decides what a trial comes to."""
 QUICK_BYTES = 4096
 """Of held-out text, where nodes measure for themselves: here only the last figure counts."""
 SLOW_BITS_PER_S, FAST_BITS_PER_S = 20e6, 100e6
@@ -109,14 +111,37 @@ def base_spec(steps: int, seed: int, changes: dict[str, Any]) -> RunSpec:
 def digest(trial: Trial, how: str) -> str:
     """What a kept outcome is of: the trial, how it is trained, and the code of everything that takes part."""
     hasher = blake3(how.encode())
-    root = Path(training.__file__).parents[1]
-    for package in PACKAGES:
-        path = root / package
-        for file in [path] if path.is_file() else sorted(path.rglob("*.py")):
-            hasher.update(file.read_bytes())
+    hasher.update(_code())
     hasher.update(canonical_bytes(trial.spec))
     hasher.update(msgspec.json.encode([trial.nodes, trial.start_step]))
     return hasher.hexdigest()
+
+
+_TELL_FILES = """
+import sys
+import benchmarks.quality_runs
+for module in [*sys.modules.values()]:
+    print(getattr(module, "__file__", None) or "")
+"""
+
+
+@cache
+def _code() -> bytes:
+    """Every module of ours that this one brings with it, as a fresh interpreter finds them; nothing else matters."""
+    root = Path(training.__file__).parents[1]
+    found = subprocess.run(
+        [sys.executable, "-c", _TELL_FILES],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": str(root)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    files = {Path(line) for line in found.stdout.splitlines()}
+    hasher = blake3()
+    for file in sorted(file for file in files if file.is_relative_to(root) and ".venv" not in file.parts):
+        hasher.update(str(file.relative_to(root)).encode() + file.read_bytes())
+    return hasher.digest()
 
 
 # --- without a swarm ----------------------------------------------------------------------------------------------
