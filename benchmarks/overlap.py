@@ -1,7 +1,7 @@
 """What communication costs training over a home link: two daemons, each in a network namespace and on its own core.
 
 The two are joined by a line of 20 Mbit/s each way (a veth pair, shaped with tbf). In turn each pair of runs is alone,
-where nothing is exchanged, and a swarm with the default spec; the share of inner steps that the swarm takes less is
+where nothing is exchanged, and a swarm with the default run (``training.default_run``); the share of inner steps that the swarm takes less is
 what training loses to everything else the daemon does. It needs root, for the namespaces, and two cores.
 """
 
@@ -24,13 +24,14 @@ from node.control import ask
 from node.home import Home
 from node.status import NodeStatus
 from p2p.errors import GossamerError
+from training.default_run import default_run
 from training.run_spec import RunSpec, spec_as_toml
 from training.spec_sections import ScheduleSpec, TrainSpec
 
 MBIT_PER_S = 20
 WARM_UP_STEPS = 60
 """Until the first exchanges are over and both know each other."""
-WINDOW_S = 30.0
+WINDOW_S = 90.0
 START_S_MAX = 90.0
 LOOK_S = 0.5
 PORT = 4100
@@ -154,7 +155,7 @@ class Pair:
 
 async def measure(repeats: int = 3) -> list[Figure]:
     """Steps per second alone and together, in turn."""
-    default = RunSpec(name="overlap", train=TrainSpec(steps=20_000))
+    default = msgspec.structs.replace(default_run("overlap"), train=TrainSpec(steps=20_000))
     quiet = msgspec.structs.replace(default, schedule=ScheduleSpec(preset="final-only"))
     alone: list[float] = []
     together: list[float] = []

@@ -34,6 +34,7 @@ from node.checkpoints import Checkpoints
 from node.costs import Costs
 from node.gossip_node import GossipNode
 from training.data import Corpus
+from training.default_run import default_run
 from training.learner import Learner, SliceReport
 from training.optimizers import learning_rate
 from training.run_spec import RunSpec, canonical_bytes, parse_run_spec, run_id
@@ -99,7 +100,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 def base_spec(steps: int, seed: int, changes: dict[str, Any]) -> RunSpec:
     """The spec of all trials with sections changed; the same text, model and optimizer for all."""
-    fields = msgspec.to_builtins(parse_run_spec(BASE, origin="the benchmark"))
+    spec = parse_run_spec(BASE, origin="the benchmark")
+    fields = msgspec.to_builtins(msgspec.structs.replace(spec, optimizer=default_run("chosen").optimizer))
     fields["seed"] = seed
     fields["train"]["steps"] = steps
     for section, values in changes.items():
