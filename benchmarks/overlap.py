@@ -1,8 +1,9 @@
 """What communication costs training over a home link: two daemons, each in a network namespace and on its own core.
 
 The two are joined by a line of 20 Mbit/s each way (a veth pair, shaped with tbf). In turn each pair of runs is alone,
-where nothing is exchanged, and a swarm with the default run (``training.default_run``); the share of inner steps that the swarm takes less is
-what training loses to everything else the daemon does. It needs root, for the namespaces, and two cores.
+where nothing is exchanged, and a swarm with the default run (``training.default_run``); the share of inner steps that
+the swarm takes less is what training loses to everything else the daemon does. It needs root, for the namespaces, and
+two cores.
 """
 
 from __future__ import annotations

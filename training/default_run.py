@@ -22,5 +22,5 @@ def default_run(name: str) -> RunSpec:
         optimizer=AdamWSpec(learning_rate=3e-3, beta2=0.99),
         schedule=ScheduleSpec(preset="every"),
         exchange=ExchangeSpec(every_steps=EVERY_STEPS),
-        outer=NesterovSpec(rate=0.7, momentum=0.7, wire="e3m0"),
+        outer=NesterovSpec(rate=0.7, momentum=0.5, wire="e3m0"),
     )
