@@ -54,6 +54,10 @@ Part = Annotated[
 Linger = Annotated[
     bool, typer.Option("--linger/--no-linger", help="Stay up after the run's last merge, to serve it.")
 ]
+Metrics = Annotated[
+    str | None,
+    typer.Option("--metrics-listen", metavar="IP:PORT", help="Serve metrics to Prometheus here."),
+]
 ParentOption = Annotated[int | None, typer.Option("--parent", hidden=True)]
 
 
@@ -95,6 +99,7 @@ def run(
     data: Data = None,
     base: Base = None,
     part: Part = None,
+    metrics_listen: Metrics = None,
     linger: Linger = True,
     parent: ParentOption = None,
 ) -> None:
@@ -111,6 +116,7 @@ def run(
         "data_path": data,
         "base_path": base,
         "part": part,
+        "metrics_listen": metrics_listen,
     }
     config = _config(common, home, flags)
     run_spec, run_id = _parse_run(spec)
@@ -131,6 +137,7 @@ def join(
     data: Data = None,
     base: Base = None,
     part: Part = None,
+    metrics_listen: Metrics = None,
     linger: Linger = True,
 ) -> None:
     """Join a swarm by its invite: make an identity if there is none, fetch and check the run spec, run."""
@@ -147,6 +154,7 @@ def join(
         "data_path": data,
         "base_path": base,
         "part": part,
+        "metrics_listen": metrics_listen,
     }
     config = _config(common, home, flags)
     err = common.err()

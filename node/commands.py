@@ -74,6 +74,10 @@ class Commands:
 
     async def status(self, _: GetStatus) -> NodeStatus:
         """One snapshot of everything."""
+        return self.snapshot()
+
+    def snapshot(self) -> NodeStatus:
+        """The same, for who asks from inside."""
         model = self._task.model
         parameters = list(model.parameters())
         return describe(

@@ -7,6 +7,7 @@ Owns the settings, their defaults, and where each value came from: flag over ``G
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import platform
 import re
 import tomllib
@@ -34,7 +35,10 @@ def _about(text: str, example: str = "", **bounds: Any) -> Meta:
 
 
 class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The settings of one node. Byte counts are also accepted as text with a unit: ``20 GiB``."""
+    """The settings of one node. Byte counts are also accepted as text with a unit: ``20 GiB``.
+
+    Settings with a common first word may be gathered in a table of the file: ``[metrics]`` with ``listen``.
+    """
 
     name: Annotated[str, _about("What people see next to the peer id.", max_length=32)] = msgspec.field(
         default_factory=lambda: platform.node()[:32]
@@ -47,6 +51,13 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         tuple[str, ...],
         _about("Addresses to tell others instead of these, for a forwarded port.", max_length=8),
     ] = ()
+    metrics_listen: Annotated[
+        str | None,
+        _about(
+            "Serve metrics to Prometheus here, unencrypted, to whoever can reach it; off unless set.",
+            "127.0.0.1:9464",
+        ),
+    ] = None
     device: Annotated[str, _about("Where to train: auto, cpu, cuda, cuda:1 or mps.")] = "auto"
     threads: Annotated[
         int, _about("Processor threads for training; 0 leaves the choice to torch.", ge=0, le=1024)
@@ -88,6 +99,8 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     def __post_init__(self) -> None:
         if self.part is not None and not 1 <= self.part[0] <= self.part[1]:
             raise ValueError("a part is written k/n with 1 <= k <= n")
+        if self.metrics_listen is not None:
+            parse_host_and_port(self.metrics_listen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +197,21 @@ def parse_part(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def parse_host_and_port(text: str) -> tuple[str, int]:
+    """``127.0.0.1:9464`` or ``[::1]:9464`` to a host and a port. Raises ValueError."""
+    host, _, port = text.rpartition(":")
+    bare = host.removeprefix("[").removesuffix("]")
+    try:
+        version = ipaddress.ip_address(bare).version
+    except ValueError:
+        version = None
+    if version is None or (host != bare) is not (version == 6) or not re.fullmatch(r"\d{1,5}", port):
+        raise ValueError(f"{text!r} is not an IP address and a port; write for example 127.0.0.1:9464")
+    if int(port) > 65535:
+        raise ValueError(f"{port} is not a port; there are 65535")
+    return bare, int(port)
+
+
 def _from_file(file: Path) -> list[tuple[str, str, object]]:
     try:
         text = file.read_text()
@@ -196,7 +224,14 @@ def _from_file(file: Path) -> list[tuple[str, str, object]]:
             why="a node does not guess its settings",
             fix="correct the line, or move the file away and run: gossamer init",
         ) from error
-    return [(key, f"{file}:{_line_of(key, text)}", value) for key, value in table.items()]
+    found: list[tuple[str, str, object]] = []
+    for name, value in table.items():
+        origin = f"{file}:{_line_of(name, text)}"
+        if isinstance(value, dict):
+            found += [(f"{name}_{key}", origin, inner) for key, inner in value.items()]
+        else:
+            found.append((name, origin, value))
+    return found
 
 
 def _from_environment(environ: Mapping[str, str]) -> list[tuple[str, str, object]]:

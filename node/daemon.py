@@ -1,12 +1,13 @@
 """The real world around a node: home, lock, key, sockets, signals. What ``gossamer run`` calls.
 
 Owns the composition for life on a machine; netsim composes the same node from simulated parts. The order matters: lock
-the home, load the key, open the transport (which claims the port), learn the spec (from peers when only its hash is
-known), build the trainer, then live.
+the home, load the key, open the transport and the metrics' socket (which claims the ports), learn the spec (from peers
+when only its hash is known), build the trainer, then live.
 """
 
 from __future__ import annotations
 
+import contextlib
 import random
 import signal
 import time
@@ -31,6 +32,8 @@ from node.disk import LocalDisk
 from node.gossip_node import GossipNode
 from node.home import Home
 from node.life import begin_life
+from node.metrics import MetricsPage
+from node.metrics_server import listen_for_metrics, serve_metrics
 from node.node import Node
 from node.one_byte_node import OneByteNode
 from node.runtime import NodeOptions, Runtime
@@ -89,9 +92,13 @@ async def _live(
         identity = Identity.load(home.identity_file)
         for address in config.announce:
             check_address(address, chars_max=limits.address_chars_max)
-        async with open_libp2p(
-            identity, listen=config.listen, announce=config.announce, limits=limits
-        ) as transport:
+        async with contextlib.AsyncExitStack() as sockets:
+            transport = await sockets.enter_async_context(
+                open_libp2p(identity, listen=config.listen, announce=config.announce, limits=limits)
+            )
+            metrics = None
+            if config.metrics_listen is not None:
+                metrics = await sockets.enter_async_context(await listen_for_metrics(config.metrics_listen))
             spec = spec or await _learn_spec(home, transport, run, bootstrap, limits)
             check_startable(spec)
             disk = LocalDisk(home.run_folder(run_id(spec)))
@@ -121,14 +128,22 @@ async def _live(
                 node = OneByteNode(runtime, options, spec=spec, state=state, learner=learner)
             else:
                 node = GossipNode(runtime, options, spec=spec, state=state, trainer=learner)
-            await _run_with_controls(node, home, task=learner.task, name=config.name, linger=linger)
+            await _run_with_controls(
+                node, home, task=learner.task, name=config.name, linger=linger, metrics=metrics
+            )
 
 
-async def _run_with_controls(node: Node, home: Home, *, task: Task, name: str, linger: bool) -> None:
+async def _run_with_controls(
+    node: Node, home: Home, *, task: Task, name: str, linger: bool, metrics: trio.SocketListener | None
+) -> None:
     async with trio.open_nursery() as nursery:
         commands = Commands(node, task=task, name=name, stop_now=nursery.cancel_scope.cancel)
         nursery.start_soon(_obey_signals, node, nursery.cancel_scope)
         await nursery.start(serve_control, home.control_socket, commands.handlers())
+        if metrics is not None:
+            page = MetricsPage(commands.snapshot)
+            nursery.start_soon(page.watch_lag)
+            nursery.start_soon(serve_metrics, metrics, page.text)
         if not linger:
             nursery.start_soon(_stop_when_finished, node)
         log.info(

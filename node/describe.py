@@ -45,6 +45,7 @@ def describe(node: Node, *, device: str, parameters: int, unit: str, name: str) 
         mixes_one_sided=gossip.exchanger.one_sided if gossip else 0,
         last_mix=gossip.exchanger.last_mix if gossip else None,
         last_merge=gossip.merges.last if gossip else None,
+        last_merge_s_ago=_merged_s_ago(gossip) if gossip else None,
         merges=gossip.merges.count if gossip else 0,
         records=_describe_records(node) if isinstance(node, OneByteNode) else None,
         bytes_sent=traffic.bytes_sent,
@@ -54,6 +55,10 @@ def describe(node: Node, *, device: str, parameters: int, unit: str, name: str) 
         checkpoint_step=node.checkpoints.step,
         disk_bytes=node.store.statistics().bytes_held,
     )
+
+
+def _merged_s_ago(node: GossipNode) -> float | None:
+    return None if node.merges.last_s is None else trio.current_time() - node.merges.last_s
 
 
 def _describe_records(node: OneByteNode) -> RecordStatus:

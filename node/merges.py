@@ -75,6 +75,8 @@ class Merges:
         self._watch = MergeWatch(rounds.merge_points, wait_s_max=wait_s_max)
         self.last: MergeReport | None = None
         """The merge whose anchor this node holds; None before the first, and until found again after a restart."""
+        self.last_s: float | None = None
+        """When it was taken, on trio's clock; None for one that was found again after a restart, too."""
         self.count = 0
         """Anchors taken since the start, the one found again after a restart included."""
         self.problem = ""
@@ -134,6 +136,7 @@ class Merges:
 
     async def _report(self, adoption: Adoption) -> None:
         self.last = await self._measure(adoption)
+        self.last_s = trio.current_time()
         log.info(
             "merged",
             height=self.last.height,

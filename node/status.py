@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import msgspec
 
+PHASES = ("starting", "joining", "training", "waiting", "merging", "finished", "stopping")
+"""What ``NodeStatus.phase`` may be. Joining and waiting are of one-byte mode, merging of gossip mode."""
+
+MEMBER_STATES = ("alive", "suspect", "gone", "left", "banned")
+"""What ``PeerStatus.state`` may be."""
+
 
 class MixReport(msgspec.Struct, frozen=True, kw_only=True):
     """The last mix: which rule, with whom, and what it did to the weights' variance."""
@@ -104,7 +110,7 @@ class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     peer: str
     state: str
-    """alive, suspect, gone, left or banned."""
+    """One of MEMBER_STATES."""
     connected: bool
     addresses: list[str]
     step: int
@@ -148,7 +154,7 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     run_id: str
     run_name: str
     phase: str
-    """starting, training, merging, finished or stopping."""
+    """One of PHASES."""
     problem: str
     """What stands in the way right now, with what to do about it; empty when nothing does."""
     device: str
@@ -167,6 +173,8 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Meetings after which the other may have stepped and this node has not."""
     last_mix: MixReport | None
     last_merge: MergeReport | None
+    last_merge_s_ago: float | None = None
+    """Since this process took its anchor; None for a merge that it remembers from an earlier life."""
     merges: int
     records: RecordStatus | None = None
     """None in gossip mode."""
@@ -177,3 +185,11 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Counted, logged refusals by reason: malformed, signature, wrong-run, hash, non-finite, norm and so on."""
     checkpoint_step: int
     disk_bytes: int
+
+
+def members_by_state(status: NodeStatus) -> dict[str, int]:
+    """How many of the other members are in each of MEMBER_STATES."""
+    counts = dict.fromkeys(MEMBER_STATES, 0)
+    for peer in status.peers:
+        counts[peer.state] += 1
+    return counts

@@ -33,6 +33,15 @@ def test_flags_over_environment_over_file_over_default(tmp_path: Path) -> None:
     assert loaded.origins["log_level"] == "default"
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:9464", "[::1]:9464", "0.0.0.0:0"])
+def test_settings_may_be_gathered_in_a_table(tmp_path: Path, address: str) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(f'threads = 2\n\n[metrics]\nlisten = "{address}"\n')
+    loaded = load_config(file, {})
+    assert loaded.config.metrics_listen == address
+    assert loaded.origins["metrics_listen"] == f"{file}:3"
+
+
 def test_lists_in_the_environment_are_separated_by_commas() -> None:
     loaded = load_config(Path("absent"), {"GOSSAMER_LISTEN": "/ip4/127.0.0.1/tcp/1, /ip6/::1/tcp/2"})
     assert loaded.config.listen == ("/ip4/127.0.0.1/tcp/1", "/ip6/::1/tcp/2")
@@ -57,6 +66,12 @@ def test_an_unknown_key_names_its_line_and_its_neighbour(tmp_path: Path) -> None
         ('disk_bytes_max = "much"', "20 GiB"),
         ('log_level = "loud"', "log_level = 'loud'"),
         ("listen = []", "listen"),
+        ('metrics_listen = "9464"', "127.0.0.1:9464"),
+        ('metrics_listen = "localhost:9464"', "127.0.0.1:9464"),
+        ('metrics_listen = "::1:9464"', "127.0.0.1:9464"),
+        ('metrics_listen = "[127.0.0.1]:9464"', "127.0.0.1:9464"),
+        ('metrics_listen = "127.0.0.1:94640"', "94640 is not a port"),
+        ("[metrics]\nport = 9464", "unknown setting 'metrics_port'"),
         ("threads = ", "config.toml"),
     ],
 )
@@ -77,7 +92,7 @@ def test_the_default_file_sets_nothing_and_uncommented_sets_the_defaults(tmp_pat
         line.split(" =")[0].removeprefix("# ") for line in text.splitlines() if " = " in line
     }
     file = tmp_path / "config.toml"
-    examples = ("part", "data_path", "base_path", "log_file")
+    examples = ("part", "data_path", "base_path", "log_file", "metrics_listen")
     lines = [line.removeprefix("# ") for line in text.splitlines() if " = " in line]
     file.write_text("\n".join(line for line in lines if not line.startswith(examples)))
     assert load_config(file, {}).config == NodeConfig()

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import trio
+from msgspec.structs import replace
 
+from cli.node_process import free_ports
 from gossip.ledger import PeerLedger
 from gossip.messages import ShardRef
 from gossip.shard_transfer import PACED_PIECE_BYTES, ShardFetcher
@@ -24,10 +26,12 @@ from p2p.identity import Identity
 from p2p.libp2p_transport import open_libp2p
 from p2p.limits import Limits
 from p2p.transport import PeerId, PeerRecord
+from tests.scraping import scrape
 from tests.training.tiny_models import save_model
 from tests.training.tiny_models import spec_of as tiny_huggingface_spec
 from training.huggingface import Pretrained
 from training.run_spec import parse_run_spec, run_id
+from training.spec_sections import ExchangeSpec, OneByteSpec
 
 SPEC = parse_run_spec("""
 name = "daemon-test"
@@ -94,6 +98,34 @@ async def test_a_hugging_face_model_goes_in_and_comes_out(tmp_path: Path) -> Non
         nursery.cancel_scope.cancel()
     assert written["bytes"] == out.stat().st_size
     assert (out.parent / "tokenizer.json").read_text() == Pretrained.read(tmp_path / "model").tokenizer
+
+
+@pytest.mark.parametrize("mode", ["gossip", "one-byte"])
+async def test_metrics_are_served_in_both_modes(tmp_path: Path, mode: str) -> None:
+    home, (port,) = Home.at(tmp_path), free_ports(1)
+    home.create()
+    Identity.create(home.identity_file)
+    home.config_file.write_text(
+        f'listen = ["/ip4/127.0.0.1/tcp/0"]\nthreads = 1\n[metrics]\nlisten = "127.0.0.1:{port}"\n'
+    )
+    config = load_config(home.config_file, environ={}).config
+    one_byte = replace(SPEC, init="shared", exchange=ExchangeSpec(), one_byte=OneByteSpec())
+    spec = SPEC if mode == "gossip" else one_byte
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(
+            partial(daemon._live, home, config, spec=spec, run=None, bootstrap=(), linger=True)
+        )
+        status = await finished(home, lambda status: status.merges or status.records)
+        told = await scrape(port)
+        nursery.cancel_scope.cancel()
+    assert told["gossamer_step"] == status.step == 2
+    assert told["gossamer_loss"] == pytest.approx(status.loss)
+    assert ("gossamer_merges_total" in told) == (mode == "gossip")
+    assert ("gossamer_records_applied" in told) == (mode == "one-byte")
+    assert told["gossamer_trio_tasks"] > 10
+    if mode == "gossip":
+        assert told["gossamer_merges_total"] == status.merges
+        assert 0 <= status.last_merge_s_ago <= told["gossamer_merge_age_seconds"] < 60
 
 
 async def test_the_upload_cap_in_the_settings_holds_on_the_wire(tmp_path: Path) -> None:

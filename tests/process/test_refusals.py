@@ -48,6 +48,16 @@ def test_a_port_that_is_taken(home: Home, spec_file: Path) -> None:
     refused(ran, ExitCode.TAKEN, address.rsplit("/", 1)[1])
 
 
+def test_a_port_for_metrics_that_is_taken(home: Home, spec_file: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        plan = ["--run", spec_file, "--listen", "/ip4/127.0.0.1/tcp/0", "--metrics-listen", address]
+        ran = gossamer("run", "--home", home.data_folder, *plan)
+    refused(ran, ExitCode.TAKEN, address.rpartition(":")[2], "metrics")
+
+
 def test_a_spec_with_a_misspelt_key(home: Home, spec_file: Path) -> None:
     spec_file.write_text(spec_file.read_text().replace("width", "widht"))
     refused(
