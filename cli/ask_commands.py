@@ -1,4 +1,4 @@
-"""Commands that ask a running node: status, peers, invite, merge, export, eval, sample, stop."""
+"""Commands that ask a running node: status, top, peers, invite, merge, export, eval, sample, stop."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.markup import escape
 
 from cli.common import Common, command
+from cli.top import top
 from cli.views import logs_table, peers_table, printable, status_text
 from node.config import format_bytes
 from p2p.errors import GossamerError
@@ -43,7 +44,12 @@ class RecordsDamaged(GossamerError):
 def register(app: typer.Typer) -> None:
     """Add this module's commands to ``app``."""
     panel = "Ask a running node"
-    before: dict[str, Callable[..., None]] = {"status": status, "peers": peers, "invite": invite}
+    before: dict[str, Callable[..., None]] = {
+        "status": status,
+        "top": top,
+        "peers": peers,
+        "invite": invite,
+    }
     after: dict[str, Callable[..., None]] = {
         "export": export,
         "eval": evaluate,

@@ -17,7 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from cli.views import duration, loss, mix_text
+from cli.views import duration, linked, loss, mix_text, progress_text
 from node.config import format_bytes
 from node.status import NodeStatus
 
@@ -139,12 +139,7 @@ def row_line(row: NodeRow, names: Mapping[str, str]) -> str:
     status = row.status
     if status is None:
         return f"{row.name:<8} {row.state}"
-    linked = sum(peer.connected for peer in status.peers)
-    line = (
-        f"{row.name:<8} {row.state:<9} step {status.step}/{status.steps_total}  loss {loss(status.loss)}"
-        f"  {status.tokens_per_s:,.0f} {status.unit}s/s  {linked} peers"
-        f"  up {format_bytes(status.bytes_sent)}  down {format_bytes(status.bytes_received)}"
-    )
+    line = f"{row.name:<8} {row.state:<9} {progress_text(status)}"
     if status.records is not None:
         line += f"  {exchange_text(status, names)}"
     elif status.last_mix is not None:
@@ -186,7 +181,7 @@ def _cells(row: NodeRow, names: Mapping[str, str]) -> list[Text | ProgressBar | 
         f"{status.step}/{status.steps_total}",
         loss(status.loss),
         f"{status.tokens_per_s:,.0f}" if status.phase == "training" else "",
-        str(sum(peer.connected for peer in status.peers)),
+        str(linked(status)),
         format_bytes(status.bytes_sent),
         format_bytes(status.bytes_received),
         Text(status.problem, style="yellow") if status.problem else Text(last),

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from node.config import format_bytes
+from node.status import members_by_state
 
 if TYPE_CHECKING:
     from node.status import LogStatus, MixReport, NodeStatus, PeerStatus
@@ -18,6 +20,16 @@ MIX_PEERS_SHOWN = 3
 
 def status_text(status: NodeStatus) -> str:
     """One screen, in rich markup."""
+    return "\n".join(labelled(label, text) for label, text in status_lines(status))
+
+
+def labelled(label: str, text: str) -> str:
+    """One line of the screen, in rich markup."""
+    return f"[dim]{label:<7}[/] {text}"
+
+
+def status_lines(status: NodeStatus) -> list[tuple[str, str]]:
+    """What there is to say, each with its label, in rich markup."""
     lines = [
         (
             "node",
@@ -34,7 +46,11 @@ def status_text(status: NodeStatus) -> str:
             f"{status.parameters:,} parameters",
         ),
         *_exchange_lines(status),
-        ("net", _net_text(status)),
+        ("members", f"{members_text(status)}   {linked(status)} connected"),
+        (
+            "net",
+            f"sent {format_bytes(status.bytes_sent)}, received {format_bytes(status.bytes_received)}",
+        ),
         (
             "disk",
             f"{format_bytes(status.disk_bytes)} of shards  checkpoint at step {status.checkpoint_step:,}",
@@ -44,31 +60,66 @@ def status_text(status: NodeStatus) -> str:
         counted = ", ".join(f"{reason} {count}" for reason, count in sorted(status.refusals.items()))
         lines.append(("refused", escape(counted)))
     if status.problem:
-        lines.append(("warn", f"[yellow]{escape(status.problem)}[/]"))
-    return "\n".join(f"[dim]{label:<7}[/] {text}" for label, text in lines)
+        lines.append(("warn", f"[yellow]{escape(_one_line(status.problem))}[/]"))
+    return lines
 
 
-def peers_table(peers: Sequence[PeerStatus]) -> Table:
-    """One row for each member, the connected and the advanced first."""
+def members_text(status: NodeStatus) -> str:
+    """How many of the other members are alive, and how many are not."""
+    counts = members_by_state(status)
+    return ", ".join(f"{count} {state}" for state, count in counts.items() if count or state == "alive")
+
+
+def linked(status: NodeStatus) -> int:
+    """How many members it is connected to."""
+    return sum(peer.connected for peer in status.peers)
+
+
+def progress_text(status: NodeStatus) -> str:
+    """How far it is and with whom, in one line of plain text."""
+    return (
+        f"step {status.step}/{status.steps_total}  loss {loss(status.loss)}"
+        f"  {status.tokens_per_s:,.0f} {status.unit}s/s  {linked(status)} peers"
+        f"  up {format_bytes(status.bytes_sent)}  down {format_bytes(status.bytes_received)}"
+    )
+
+
+def peers_table(peers: Sequence[PeerStatus], *, rows_max: int | None = None) -> Table:
+    """One row for each member: who has just fallen silent comes first, then the connected, and among them the advanced.
+
+    With ``rows_max``, only so many, each in one line of a screen that may be narrow.
+    """
     one_byte = any(peer.records is not None for peer in peers)
     mode = ("records", "behind", "influence", "same") if one_byte else ("merges", "pulled")
     left = ("peer", "state", "linked", "same", "last problem")
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    cut = rows_max is not None
+    table = Table(box=None, pad_edge=False, collapse_padding=cut, header_style="bold")
     for title in ("peer", "state", "linked", "step", "loss", "heard", *mode, "standing", "last problem"):
-        table.add_column(title, justify="left" if title in left else "right")
-    for peer in sorted(peers, key=lambda peer: (not peer.connected, -peer.step, peer.peer)):
+        table.add_column(
+            Text(title, no_wrap=True),
+            justify="left" if title in left else "right",
+            no_wrap=title != "last problem",
+        )
+    for peer in sorted(peers, key=_interest)[:rows_max]:
         table.add_row(
             short(peer.peer),
-            peer.state,
+            f"[{_STATE_STYLES[peer.state]}]{peer.state}[/]",
             "yes" if peer.connected else "no",
             f"{peer.step:,}",
             loss(peer.loss),
             f"{duration(peer.heard_s_ago)} ago",
             *(_record_cells(peer) if one_byte else (str(peer.head_height), format_bytes(peer.bytes_pulled))),
             f"{peer.standing:+.1f}",
-            escape(peer.last_problem) or "-",
+            Text(_one_line(peer.last_problem) or "-", no_wrap=cut, overflow="ellipsis" if cut else "fold"),
         )
     return table
+
+
+def _interest(peer: PeerStatus) -> tuple[bool, bool, int, str]:
+    return peer.state != "suspect", not peer.connected, -peer.step, peer.peer
+
+
+_STATE_STYLES = {"alive": "green", "suspect": "yellow", "gone": "red", "left": "dim", "banned": "bold red"}
 
 
 def _record_cells(peer: PeerStatus) -> tuple[str, str, str, str]:
@@ -112,6 +163,11 @@ def printable(text: str) -> str:
     return "".join(
         char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text
     )
+
+
+def _one_line(text: str) -> str:
+    """``text``, some of which may be a peer's words, without anything that a terminal would obey."""
+    return printable(" ".join(text.split()))
 
 
 def short(peer: str) -> str:
@@ -174,15 +230,8 @@ def _merge_text(status: NodeStatus) -> str:
     losses = (
         "" if merge.loss_merged is None else f"  loss {loss(merge.loss_before)} -> {loss(merge.loss_merged)}"
     )
+    ago = "" if status.last_merge_s_ago is None else f", {duration(status.last_merge_s_ago)} ago"
     return (
-        f"height {merge.height}, {len(merge.contributors)} contributors, "
+        f"height {merge.height}, {len(merge.contributors)} contributors{ago}, took {merge.duration_s:.1f} s, "
         f"weights {merge.weights_hash[:16]}{losses}"
-    )
-
-
-def _net_text(status: NodeStatus) -> str:
-    connected = sum(peer.connected for peer in status.peers)
-    return (
-        f"{connected} of {len(status.peers)} known members connected  "
-        f"sent {format_bytes(status.bytes_sent)}, received {format_bytes(status.bytes_received)}"
     )

@@ -23,9 +23,7 @@ Gossamer = Any
 def test_help_lists_every_command(gossamer: Gossamer) -> None:
     shown = gossamer("--help")
     assert shown.code == 0
-    names = (
-        "init run join invite stop status peers merge export eval sample testnet sim config keys version help"
-    )
+    names = "init run join invite stop status top peers merge export eval sample testnet sim config keys version help"
     for name in names.split():
         assert f" {name} " in shown.out
 
@@ -60,6 +58,7 @@ def test_the_flags_of_daily_commands_are_few_and_known(gossamer: Gossamer) -> No
             "--no-linger",
         },
         "status": {"--watch"},
+        "top": set(),
         "stop": {"--now"},
         "invite": {"--peers", "--expires"},
         "export": {"--out", "--dtype", "--which"},

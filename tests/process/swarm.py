@@ -51,9 +51,12 @@ def gossamer(*arguments: str | Path, seconds_max: float = 60) -> subprocess.Comp
 
 @asynccontextmanager
 async def small_swarm(
-    folder: Path, *, nodes: int, steps: int, merges: int = 1
+    folder: Path, *, nodes: int, steps: int, merges: int = 1, first_settings: str = ""
 ) -> AsyncIterator[list[NodeProcess]]:
-    """``nodes`` processes on their way, the first one everybody's bootstrap; none outlives the block."""
+    """``nodes`` processes on their way, the first one everybody's bootstrap; none outlives the block.
+
+    ``first_settings``: what is in the first one's config.toml.
+    """
     spec_file = folder / "run.toml"
     spec_file.write_text(SPEC.format(steps=steps, merges=merges))
     swarm = [
@@ -62,6 +65,8 @@ async def small_swarm(
         )
         for number, port in enumerate(free_ports(nodes), start=1)
     ]
+    swarm[0].home.create()
+    swarm[0].home.config_file.write_text(first_settings)
     try:
         for node in swarm:
             node.start([swarm[0].address] if node is not swarm[0] else [])
