@@ -20,7 +20,16 @@ from rich.styled import Styled
 from rich.table import Table
 from rich.text import Text
 
-from cli.views import duration, labelled, loss, members_text, peers_table, progress_text, status_lines
+from cli.views import (
+    duration,
+    labelled,
+    loss,
+    members_text,
+    one_line,
+    peers_table,
+    progress_text,
+    status_lines,
+)
 from node.config import format_bytes
 from node.status import NodeStatus, members_by_state
 
@@ -113,7 +122,7 @@ def curve(values: Sequence[float], cells: int, *, low: float | None = None) -> s
 def moment_line(moment: Moment) -> str:
     """One line of plain text, for where there is no terminal."""
     status = moment.status
-    problem = f"  ! {status.problem}" if status.problem else ""
+    problem = f"  ! {one_line(status.problem)}" if status.problem else ""
     return (
         f"{duration(status.uptime_s):>6}  {status.phase:<9} {progress_text(status)}"
         f"  {_speed_text(moment)}  {members_text(status)}{problem}"

@@ -60,7 +60,7 @@ def status_lines(status: NodeStatus) -> list[tuple[str, str]]:
         counted = ", ".join(f"{reason} {count}" for reason, count in sorted(status.refusals.items()))
         lines.append(("refused", escape(counted)))
     if status.problem:
-        lines.append(("warn", f"[yellow]{escape(_one_line(status.problem))}[/]"))
+        lines.append(("warn", f"[yellow]{escape(one_line(status.problem))}[/]"))
     return lines
 
 
@@ -110,7 +110,7 @@ def peers_table(peers: Sequence[PeerStatus], *, rows_max: int | None = None) -> 
             f"{duration(peer.heard_s_ago)} ago",
             *(_record_cells(peer) if one_byte else (str(peer.head_height), format_bytes(peer.bytes_pulled))),
             f"{peer.standing:+.1f}",
-            Text(_one_line(peer.last_problem) or "-", no_wrap=cut, overflow="ellipsis" if cut else "fold"),
+            Text(one_line(peer.last_problem) or "-", no_wrap=cut, overflow="ellipsis" if cut else "fold"),
         )
     return table
 
@@ -165,7 +165,7 @@ def printable(text: str) -> str:
     )
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """``text``, some of which may be a peer's words, without anything that a terminal would obey."""
     return printable(" ".join(text.split()))
 

@@ -141,6 +141,7 @@ async def _run_with_controls(
         nursery.start_soon(_obey_signals, node, nursery.cancel_scope)
         await nursery.start(serve_control, home.control_socket, commands.handlers())
         if metrics is not None:
+            log.info("metrics served", address=metrics.socket.getsockname()[:2])
             page = MetricsPage(commands.snapshot)
             nursery.start_soon(page.watch_lag)
             nursery.start_soon(serve_metrics, metrics, page.text)

@@ -9,7 +9,16 @@ import trio
 
 from node.control import Evaluate, Export, Handler, MakeInvite, Sample, Stop, serve_control
 from node.home import Home
-from node.status import Foretold, LogStatus, MergeReport, MixReport, NodeStatus, PeerStatus, Verification
+from node.status import (
+    Foretold,
+    LogStatus,
+    MergeReport,
+    MixReport,
+    NodeStatus,
+    PeerStatus,
+    RecordStatus,
+    Verification,
+)
 from p2p.errors import GossamerError
 
 PEERS = [f"12D3KooW{letter * 44}" for letter in "ABC"]
@@ -25,6 +34,19 @@ MERGE = MergeReport(
     duration_s=0.5,
 )
 
+RECORDS = RecordStatus(
+    applied=700,
+    waiting=3,
+    unsent=2,
+    duplicates=5,
+    logs=3,
+    forked=1,
+    log="aa" * 32,
+    vector="bb" * 32,
+    state="cc" * 32,
+    agree=2,
+    ceiling=21.5,
+)
 
 VERIFIED = Verification(
     batches=12,

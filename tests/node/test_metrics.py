@@ -15,26 +15,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from trio.testing import MockClock
 
 from node.metrics import LAG_PROBE_S, PAGE_S_MAX, MetricsPage
-from node.status import MEMBER_STATES, NodeStatus, RecordStatus
-from tests.cli.fake_node import MERGE, PEERS, status_of
+from node.status import MEMBER_STATES, NodeStatus
+from tests.cli.fake_node import MERGE, PEERS, RECORDS, status_of
 
 METRIC = re.compile(r"\b(?:gossamer|process)_\w+")
 README = Path(__file__).parents[2] / "examples" / "grafana" / "README.md"
 DASHBOARD = Path(__file__).parents[2] / "examples" / "grafana" / "gossamer.json"
 
-RECORDS = RecordStatus(
-    applied=700,
-    waiting=3,
-    unsent=2,
-    duplicates=5,
-    logs=3,
-    forked=1,
-    log="aa" * 32,
-    vector="bb" * 32,
-    state="cc" * 32,
-    agree=2,
-    ceiling=21.5,
-)
 GOSSIP = status_of(
     0, last_merge=MERGE, last_merge_s_ago=12.5, merges=4, refusals={"hash": 2, "stall": 7}, problem="wait"
 )

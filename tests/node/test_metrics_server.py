@@ -9,6 +9,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trio
+import trio.testing
+from hypothesis import given
+from hypothesis import strategies as st
 
 from node import metrics_server
 from node.metrics_server import CLIENTS_MAX, REQUEST_BYTES_MAX, listen_for_metrics, serve_metrics
@@ -45,7 +48,7 @@ async def ask(open_stream: Open, request: bytes = GET) -> tuple[int, bytes]:
     return int(head.split()[1]), body
 
 
-async def read_to_end(stream: trio.SocketStream) -> bytes:
+async def read_to_end(stream: trio.abc.ReceiveStream) -> bytes:
     received = b""
     try:
         async for chunk in stream:
@@ -70,6 +73,20 @@ async def read_to_end(stream: trio.SocketStream) -> bytes:
 async def test_what_is_answered(request_: bytes, status: int, body: bytes) -> None:
     async with serving() as open_stream:
         assert await ask(open_stream, request_) == (status, body)
+
+
+@given(head=st.sampled_from([b"", b"GET /metrics HTTP/1.1\r\n", GET[:-2]]), rest=st.binary(max_size=200))
+def test_whatever_comes_is_answered(head: bytes, rest: bytes) -> None:
+    async def serve() -> bytes:
+        theirs, ours = trio.testing.memory_stream_pair()
+        await theirs.send_all(head + rest)
+        await theirs.send_eof()
+        async with ours:
+            await metrics_server._serve(ours, page)
+        return await read_to_end(theirs)
+
+    # What ends in an exception gets no answer; who said nothing gets none either.
+    assert trio.run(serve).startswith(b"HTTP/1.1 ") or not (head + rest).strip()
 
 
 async def test_a_request_that_arrives_byte_by_byte() -> None:
