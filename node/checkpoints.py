@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import structlog
@@ -82,18 +83,33 @@ class Checkpoints:
 
 
 class Checkpointer:
-    """Takes a running trainer's checkpoints. Failing is a problem to show, not a reason to die."""
+    """Takes a running trainer's checkpoints. Failing is a problem to show, not a reason to die.
 
-    def __init__(self, checkpoints: Checkpoints, *, trainer: Learner, compute: Compute, costs: Costs) -> None:
+    ``based_on``: asked in the ``train`` lane, which merge the weights stand on; an older one where that changes just
+    now. ``taken`` is told of it once a checkpoint of these weights is durable.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        *,
+        trainer: Learner,
+        compute: Compute,
+        costs: Costs,
+        based_on: Callable[[], bytes],
+        taken: Callable[[bytes], Awaitable[None]],
+    ) -> None:
         self._checkpoints = checkpoints
         self._trainer = trainer
         self._compute = compute
         self._costs = costs
+        self._based_on = based_on
+        self._taken = taken
         self._taking = trio.Lock()
         """Two at once could leave the older state as the newer generation, and looking for generations removes what a
         write under way has not renamed yet."""
-        self._taken_s = -math.inf
-        """When the last one was begun."""
+        self._begun_s = -math.inf
+        """When the last one was."""
         self.problem = ""
         """Why the last attempt failed, for people; empty when it did not."""
 
@@ -107,28 +123,31 @@ class Checkpointer:
                 await self.take()
                 pause_s = max(EVERY_S_MIN, (trio.current_time() - began_s) / SHARE_MAX)
 
-    async def take_unless_recent(self) -> bool:
-        """Write the trainer's state to disk unless that was done just now; returns whether it is there."""
-        return trio.current_time() >= self._taken_s + EVERY_S_MIN and await self.take()
+    async def take_unless_recent(self) -> None:
+        """Write the trainer's state to disk unless that was done just now."""
+        if trio.current_time() >= self._begun_s + EVERY_S_MIN:
+            await self.take()
 
-    async def take(self) -> bool:
-        """Write the trainer's state to disk now; returns whether it is there."""
+    async def take(self) -> None:
+        """Write the trainer's state to disk now."""
         async with self._taking:
-            self._taken_s = trio.current_time()
-            return await self._take()
+            self._begun_s = trio.current_time()
+            await self._take()
 
-    async def _take(self) -> bool:
-        step, state = await self._compute.run(
-            lambda: (self._trainer.step, self._trainer.save()), lane="train", cost_s=self._costs.copy_s
+    async def _take(self) -> None:
+        based_on, step, state = await self._compute.run(
+            lambda: (self._based_on(), self._trainer.step, self._trainer.save()),
+            lane="train",
+            cost_s=self._costs.copy_s,
         )
         try:
             await self._checkpoints.save(step, state)
         except OSError as error:
             self.problem = f"checkpoint failed: {error.strerror}; free disk space, training goes on"
             log.warning("problem", text=self.problem)
-            return False
-        self.problem = ""
-        return True
+        else:
+            self.problem = ""
+            await self._taken(based_on)
 
 
 def _is_generation(path: str) -> bool:

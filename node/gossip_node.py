@@ -70,7 +70,12 @@ class GossipNode(Node):
         limits = options.limits
         schedule = Schedule.of(spec)
         self.checkpointer = Checkpointer(
-            self.checkpoints, trainer=trainer, compute=runtime.compute, costs=runtime.costs
+            self.checkpoints,
+            trainer=trainer,
+            compute=runtime.compute,
+            costs=runtime.costs,
+            based_on=lambda: self.merge_host.head,
+            taken=lambda head: self.merges.remember(head),
         )
         self.merge_host = NodeMergeHost(
             local=self.local,
@@ -279,18 +284,19 @@ class GossipNode(Node):
     async def _make_durable(self) -> None:
         await self.checkpointer.take()
 
-    async def _merge_settled(self) -> bool:
-        """The others are told of a merge taken over here; returns whether a checkpoint builds on it.
+    async def _merge_settled(self) -> None:
+        """The others are told of a merge taken over here, and it becomes durable.
 
-        Where merges follow each other within seconds, most do without: a later life puts its
-        weights on the last anchor once more, and all it has lost is the steps since.
+        Where merges follow each other within seconds most wait for the next checkpoint: a life that begins before it
+        puts its weights on the last anchor once more, and all it has lost is the steps since.
         """
         self._problem = ""
         self._publish_heartbeat()
         self._progress.made()
         if isinstance(self.rounds.plan(), Train):
-            return await self.checkpointer.take_unless_recent()
-        return await self.checkpointer.take()
+            await self.checkpointer.take_unless_recent()
+        else:
+            await self.checkpointer.take()
 
     # --- training and exchanging ------------------------------------------------------------------------------
 

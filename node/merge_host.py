@@ -112,6 +112,11 @@ class NodeMergeHost:
         return None if self._state is None else self._state.anchor
 
     @property
+    def head(self) -> bytes:
+        """The record whose anchor the live weights stand on; the genesis before the first."""
+        return self._head
+
+    @property
     def shape(self) -> MergeShape:
         """How long the shards of this run's merges are."""
         return self._values.shape

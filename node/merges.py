@@ -39,8 +39,7 @@ RECOVERY_RETRY_S = 3.0
 class Merges:
     """Asks for merges when they are due, and reports and remembers those that are committed.
 
-    ``settled`` is awaited once a merge has been measured, and says whether it left a checkpoint that builds on its
-    anchor; only then is the merge remembered.
+    ``settled`` is awaited once a merge has been measured, to tell the others and to make it durable.
     """
 
     def __init__(
@@ -58,7 +57,7 @@ class Merges:
         members: Callable[[], list[MemberProgress]],
         others_known: Callable[[], bool],
         progress: Progress,
-        settled: Callable[[], Awaitable[bool]],
+        settled: Callable[[], Awaitable[None]],
     ) -> None:
         self._runtime = runtime
         self._trainer = trainer
@@ -144,8 +143,14 @@ class Merges:
             record=self.last.record[:16],
             weights=self.last.weights_hash[:16],
         )
-        # In this order: a crash in between makes the node take the anchor once more, never forget it.
-        if await self._settled():
+        await self._settled()
+
+    async def remember(self, head: bytes) -> None:
+        """A checkpoint stands on the merge ``head``, and is durable: a later life need not take its anchor once more.
+
+        In this order: a crash in between makes it take the anchor once more, never forget it.
+        """
+        if self.last is not None and self.last.record == head.hex() and not self._remembers(head):
             await self._remember(self.last)
 
     def _remembers(self, record_hash: bytes) -> bool:

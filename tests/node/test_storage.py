@@ -113,12 +113,27 @@ async def test_of_two_checkpoints_asked_for_at_once_the_later_counts(
 ) -> None:
     disk = SlowFirstDisk(tmp_path / "home")
     learner = cast(Learner, MergingLearner(states))
-    checkpointer = Checkpointer(Checkpoints(disk), trainer=learner, compute=ThreadCompute(), costs=Costs())
+    told: list[bytes] = []
+
+    async def taken(head: bytes) -> None:
+        told.append(head)
+
+    checkpointer = Checkpointer(
+        Checkpoints(disk),
+        trainer=learner,
+        compute=ThreadCompute(),
+        costs=Costs(),
+        based_on=lambda: b"merge",
+        taken=taken,
+    )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(checkpointer.take)
         await trio.sleep(0.05)
         nursery.start_soon(checkpointer.take)
     assert checkpointer.problem == ""
+    assert told == [b"merge", b"merge"]
+    await checkpointer.take_unless_recent()
+    assert len(told) == 2
     found = await Checkpoints(disk).load()
     assert found is not None
     assert found.state == states[1]
