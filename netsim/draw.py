@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from netsim.attackers import ATTACKERS
 from netsim.links import LinkModel
 from netsim.scenario import (
@@ -33,6 +35,7 @@ from netsim.scenario import (
     Suspend,
     Throttle,
 )
+from training.spec_sections import OuterSpec
 
 ATTACKERS_DRAWN = tuple(sorted(ATTACKERS))
 """Hostile members that random faults may bring."""
@@ -69,15 +72,18 @@ class Plan:
     churn_per_hour: float
     calm_at_s: float
     """When faults end and the liveness phase begins; the end of the run when there is none."""
+    outer: OuterSpec | None
+    """The run's outer step, where the scenario leaves it to the seed."""
 
     def told(self) -> dict[str, Any]:
         """For people and results files."""
+        outer = {} if self.outer is None else {"outer": msgspec.to_builtins(self.outer)}
         return {
             "faults": {kind: round(rate, 2) for kind, rate in self.rates.items()},
             "strikes": len(self.strikes),
             "churn_per_hour": round(self.churn_per_hour, 3),
             "calm_at_s": self.calm_at_s,
-        }
+        } | outer
 
 
 def generator(seed: int, *names: object) -> random.Random:
@@ -145,6 +151,7 @@ def plan(scenario: Scenario, seed: int) -> Plan:
         rates=rates,
         churn_per_hour=drawn(generator(seed, "churn"), scenario.churn.per_hour, logarithmic=True),
         calm_at_s=calm_at_s,
+        outer=generator(seed, "outer").choice(scenario.outers) if scenario.outers else None,
     )
 
 

@@ -132,13 +132,15 @@ class _Run:
         emit: Emit,
         progress: Callable[[float], None] | None,
     ) -> None:
+        self._plan = draw.plan(scenario, seed)
+        if self._plan.outer is not None:
+            scenario = replace(scenario, run=replace(scenario.run, outer=self._plan.outer))
         self._scenario = scenario
         self._seed = seed
         self._variant = variant
         self._until_s = until_s
         self._emit = emit
         self._progress = progress
-        self._plan = draw.plan(scenario, seed)
         self._learners = learners(scenario, seed)
         self._topology = draw_topology(scenario.topology, scenario.nodes, draw.generator(seed, "topology"))
         self._trace = Trace()

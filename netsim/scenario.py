@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from training.run_spec import RunSpec
+from training.spec_sections import OuterSpec
 
 FORMAT = 1
 """Version of the schema; results carry it too."""
@@ -287,6 +288,8 @@ class Scenario(_Section, frozen=True, kw_only=True):
     topology: str = "full"
     """Who may mix with whom (``netsim.topology``)."""
     run: RunSpec
+    outers: Annotated[tuple[OuterSpec, ...], Meta(max_length=16)] = ()
+    """Outer steps of which each seed draws one for the run; none: the run's own."""
     network: NetworkSpec = NetworkSpec()
     machines: MachinesSpec = MachinesSpec()
     learner: LearnerSpec = LearnerSpec()

@@ -306,6 +306,21 @@ def test_merges_are_at_least_one_and_not_too_many() -> None:
         assert len(Schedule.of(made.run).merge_points) == merges
 
 
+def test_a_seed_draws_what_merges_send_where_the_scenario_leaves_it_to_it() -> None:
+    kinds = ({"kind": "none"}, {"kind": "nesterov", "momentum": 0.5})
+    made = scenario(duration_s=60, merge_every_s=20, outers=kinds)
+    told = {plan(made, seed)["outer"]["kind"] for seed in range(8)}
+    assert told == {"none", "nesterov"}
+    nesterov = next(seed for seed in range(8) if plan(made, seed)["outer"]["kind"] == "nesterov")
+    moved = run_seed(made, nesterov, emit=lambda line: None)
+    as_it_is = run_seed(scenario(duration_s=60, merge_every_s=20), nesterov, emit=lambda line: None)
+    assert moved.verdict == as_it_is.verdict == "passed"
+    assert moved.summary["commits"] >= 2
+    # Updates are half a byte a value where weights are four.
+    assert moved.trace != as_it_is.trace
+    assert "outer" not in plan(scenario(), 0)
+
+
 # --- machines ---------------------------------------------------------------------------------------------------
 
 
