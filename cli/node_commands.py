@@ -32,6 +32,10 @@ Bootstrap = Annotated[
     list[str] | None,
     typer.Option("--bootstrap", metavar="ADDR", help="A peer to start from, .../p2p/PEER; may be repeated."),
 ]
+Lan = Annotated[
+    bool | None,
+    typer.Option("--lan/--no-lan", help="Find members on the local network, and be found there."),
+]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
 Threads = Annotated[int | None, typer.Option("--threads", help="Processor threads for training.")]
 Data = Annotated[
@@ -94,6 +98,7 @@ def run(
     ] = None,
     listen: Listen = None,
     bootstrap: Bootstrap = None,
+    lan: Lan = None,
     device: Device = None,
     threads: Threads = None,
     data: Data = None,
@@ -111,6 +116,7 @@ def run(
     home = common.home
     flags = {
         "listen": listen or None,
+        "lan": lan,
         "device": device,
         "threads": threads,
         "data_path": data,
@@ -132,6 +138,7 @@ def join(
         str, typer.Argument(metavar="INVITE", help="What a member's `gossamer invite` printed, in quotes.")
     ],
     listen: Listen = None,
+    lan: Lan = None,
     device: Device = None,
     threads: Threads = None,
     data: Data = None,
@@ -149,6 +156,7 @@ def join(
     peer, created, _ = prepare_home(home)
     flags = {
         "listen": listen or None,
+        "lan": lan,
         "device": device,
         "threads": threads,
         "data_path": data,

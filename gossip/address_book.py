@@ -33,7 +33,7 @@ BACK_OFF_MAX_S = 300.0
 BACK_OFF_PERMANENT_MAX_S = 20.0
 """Bootstrap and invited peers are tried again at least this often: they may be the only way in."""
 
-AddressSource = Literal["bootstrap", "invite", "heartbeat", "hello", "exchange"]
+AddressSource = Literal["bootstrap", "invite", "heartbeat", "hello", "exchange", "lan"]
 _PERMANENT = ("bootstrap", "invite")
 ADDRESSES_REMEMBERED = 1 << 14
 """Addresses are named again and again, by each neighbour and in every heartbeat."""

@@ -182,6 +182,11 @@ class Links:
         if peer not in self._transport.peers():
             raise PeerUnreachable(f"{peer} did not answer at {', '.join(record.addresses)}")
 
+    def try_soon(self, record: PeerRecord) -> None:
+        """A hint from outside of the swarm: ``record`` may be a member, which a dial and a greeting will tell."""
+        if self._book.add(record.peer, record.addresses, "lan"):
+            self._wake.set()
+
     # --- the set of links -------------------------------------------------------------------------------------
 
     async def _follow_events(self, events: trio.MemoryReceiveChannel[PeerEvent]) -> None:

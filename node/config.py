@@ -58,6 +58,12 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             "127.0.0.1:9464",
         ),
     ] = None
+    lan: Annotated[
+        bool,
+        _about(
+            "Find members on the local network, and tell it that this node is there and what it listens on."
+        ),
+    ] = False
     device: Annotated[str, _about("Where to train: auto, cpu, cuda, cuda:1 or mps.")] = "auto"
     threads: Annotated[
         int, _about("Processor threads for training; 0 leaves the choice to torch.", ge=0, le=1024)
@@ -161,6 +167,8 @@ def setting_as_toml(key: str, value: Any) -> str:
             return f'"{value[0]}/{value[1]}"'
         case tuple():
             return "[" + ", ".join(f'"{item}"' for item in value) + "]"
+        case bool():
+            return str(value).lower()
         case int() if "bytes" in key and value % (1 << 20) == 0 and value:
             return f'"{format_bytes(value)}"'.replace(".0 ", " ")
         case int():

@@ -12,8 +12,7 @@ from node.gossip_node import GossipNode
 from node.node import Node
 from node.one_byte_node import OneByteNode
 from node.status import LogStatus, NodeStatus, PeerStatus, RecordStatus
-
-VERSION = "0.1.0"
+from node.version import VERSION
 
 
 def describe(node: Node, *, device: str, parameters: int, unit: str, name: str) -> NodeStatus:

@@ -45,7 +45,7 @@ from p2p.noise_stream import NoiseStream
 from p2p.peer_events import PeerEvents
 from p2p.protocols import Protocols
 from p2p.service import open_service_nursery
-from p2p.transport import PeerEvent, PeerId, PeerRecord, ProtocolName, StreamHandler, Traffic, Transport
+from p2p.transport import PeerEvent, PeerId, PeerRecord, ProtocolName, StreamHandler, Traffic
 from p2p.yamux import Session
 
 YAMUX_PROTOCOL = "/yamux/1.0.0"
@@ -65,7 +65,7 @@ async def open_libp2p(
     listen: Sequence[str],
     announce: Sequence[str] = (),
     limits: Limits = DEFAULT_LIMITS,
-) -> AsyncIterator[Transport]:
+) -> AsyncIterator[Libp2pTransport]:
     """A transport that listens on ``listen`` (such as ``/ip4/0.0.0.0/tcp/4100``; port 0 picks a free one).
 
     With nothing to listen on it only dials. ``announce``: addresses to tell others instead of those of our
@@ -76,7 +76,8 @@ async def open_libp2p(
     async with contextlib.AsyncExitStack() as sockets, open_service_nursery() as nursery:
         listeners = [await sockets.enter_async_context(await _listen(address)) for address in listen]
         addresses = tuple(announce) or _dialable_addresses(listeners)
-        transport = Libp2pTransport(identity, addresses, limits, nursery)
+        listening = tuple(_multiaddr(*listener.socket.getsockname()[:2]) for listener in listeners)
+        transport = Libp2pTransport(identity, addresses, listening, limits, nursery)
         for listener in listeners:
             nursery.start_soon(trio.serve_listeners, transport.accept, [listener])
         try:
@@ -97,11 +98,18 @@ class Libp2pTransport:
     """Implements Transport. Made by ``open_libp2p``, whose nursery runs all of its tasks."""
 
     def __init__(
-        self, identity: Identity, addresses: tuple[str, ...], limits: Limits, nursery: trio.Nursery
+        self,
+        identity: Identity,
+        addresses: tuple[str, ...],
+        listening: tuple[str, ...],
+        limits: Limits,
+        nursery: trio.Nursery,
     ) -> None:
         keys = create_new_key_pair(identity.private_seed)
         self._handshake = NoiseHandshake(keys, noise_privkey=create_new_noise_key_pair().private_key)
         self._local = PeerRecord(identity.peer, addresses)
+        self.listening = listening
+        """The sockets' own addresses, whatever is announced; a wildcard stands for every interface of its family."""
         self._limits = limits
         self._nursery = nursery
         self._meter = Meter()
@@ -378,8 +386,12 @@ def _dialable_addresses(listeners: Sequence[trio.SocketListener]) -> tuple[str, 
         host, port = listener.socket.getsockname()[:2]
         ip = ipaddress.ip_address(host)
         reachable = _interface_ips(ip.version) if ip.is_unspecified else [ip]
-        addresses += [f"/ip{each.version}/{each}/tcp/{port}" for each in reachable]
+        addresses += [_multiaddr(str(each), port) for each in reachable]
     return tuple(dict.fromkeys(addresses))
+
+
+def _multiaddr(ip: str, port: int) -> str:
+    return f"/ip{6 if ':' in ip else 4}/{ip}/tcp/{port}"
 
 
 def _interface_ips(version: int) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:

@@ -113,3 +113,11 @@ def test_sizes_for_people() -> None:
         "20.0 GiB",
         "3.0 TiB",
     ]
+
+
+def test_yes_and_no_are_written_as_toml_writes_them() -> None:
+    assert load_config(Path("absent"), {"GOSSAMER_LAN": "true"}).config.lan is True
+    assert load_config(Path("absent"), {"GOSSAMER_LAN": "true"}, {"lan": False}).config.lan is False
+    assert "# lan = false\n" in default_config_text()
+    with pytest.raises(ConfigError, match="lan = 'perhaps'"):
+        load_config(Path("absent"), {"GOSSAMER_LAN": "perhaps"})

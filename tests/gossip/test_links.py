@@ -22,6 +22,7 @@ from p2p.identity import Identity
 from p2p.limits import Limits
 from p2p.rpc import call
 from p2p.service import open_service_nursery
+from p2p.transport import PeerRecord
 from tests.gossip.world import IDENTITIES, MemoryDisk, heartbeat
 
 SPEC = b"what is trained, and how"
@@ -236,6 +237,15 @@ async def test_reach_connects_and_says_why_not(world, autojump_clock):
         node.book.add(third.peer, [address_of(third.peer)], "heartbeat")
         with pytest.raises(PeerUnreachable, match="did not answer"):
             await node.links.reach(third.peer)
+
+
+async def test_a_hint_from_the_local_network_is_dialled_at_once(world, autojump_clock):
+    first, second = IDENTITIES[:2]
+    async with world.node(first) as node, world.node(second):
+        await trio.sleep(60)
+        assert node.links.neighbours == []
+        node.links.try_soon(PeerRecord(second.peer, (address_of(second.peer),)))
+        await wait_for(lambda: node.links.neighbours == [second.peer], timeout_s=1)
 
 
 async def test_a_newcomer_fetches_the_spec_and_believes_only_its_hash(world, autojump_clock):

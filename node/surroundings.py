@@ -1,0 +1,206 @@
+"""What every daemon finds around it, whatever it does in its run: home, key, sockets, local network, spec.
+
+Owns the order in which they are had, which matters: lock the home, load the key, open the transport and the metrics'
+socket (which claims the ports), begin the search of the local network where that is wanted, learn the spec (from peers
+when only its hash is known). Never imports torch: a rendezvous needs none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+
+import structlog
+import trio
+
+from gossip.address_book import check_address, parse_peer_address
+from gossip.links import Links, fetch_spec
+from node.config import NodeConfig
+from node.disk import LocalDisk
+from node.home import Home
+from node.lan import LanSearch
+from node.metrics import MetricsPage
+from node.metrics_server import listen_for_metrics, serve_metrics
+from node.status import NodeStatus
+from node.version import VERSION
+from p2p.errors import GossamerError, PeerUnreachable, ProtocolUnsupported
+from p2p.identity import Identity
+from p2p.libp2p_transport import open_libp2p
+from p2p.limits import Limits
+from p2p.service import open_service_nursery
+from p2p.transport import PeerRecord, Transport
+from training.run_spec import RunSpec, canonical_bytes, check_startable, run_id, spec_from_bytes
+
+log = structlog.get_logger()
+
+SPEC_FILE = "spec.cbor"
+AGENT = f"gossamer/{VERSION}"
+LAN_WAIT_S = 15.0
+"""For somebody on the local network who knows the run, where only its id is known here."""
+STARTING_ATTEMPTS, STARTING_RETRY_S = 40, 1.5
+"""A minute for a peer that is up and answers nothing yet, because it is just starting itself."""
+
+Found = trio.MemoryReceiveChannel[PeerRecord]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """All there is before a node is built."""
+
+    home: Home
+    config: NodeConfig
+    limits: Limits
+    identity: Identity
+    transport: Transport
+    spec: RunSpec
+    disk: LocalDisk
+    """Of the run."""
+    bootstrap: Sequence[str]
+    """Addresses to begin with, each ending in ``/p2p/<peer id>``."""
+    found: Found | None
+    """Whom the local network announces; None where it is not searched."""
+    metrics: trio.SocketListener | None
+    """Where Prometheus may ask; None where nobody is to be answered."""
+
+
+@contextlib.asynccontextmanager
+async def open_surroundings(
+    home: Home, config: NodeConfig, *, spec: RunSpec | None, run: bytes | None, bootstrap: Sequence[str]
+) -> AsyncIterator[Surroundings]:
+    """Everything a daemon needs, for the length of the block. Raises GossamerError for whatever the user can mend."""
+    limits = Limits()
+    run = run_id(spec) if spec is not None else run or home.remembered_run()
+    if run is None:
+        raise GossamerError(
+            "no run to take part in",
+            why="this home has not joined one yet",
+            fix="join one: gossamer join 'INVITE'    or start one: gossamer run --run SPEC.toml",
+        )
+    with home.lock():
+        identity = Identity.load(home.identity_file)
+        for address in config.announce:
+            check_address(address, chars_max=limits.address_chars_max)
+        async with (
+            open_libp2p(identity, listen=config.listen, announce=config.announce, limits=limits) as transport,
+            contextlib.AsyncExitStack() as sockets,
+            open_service_nursery() as services,
+        ):
+            metrics = None
+            if config.metrics_listen is not None:
+                metrics = await sockets.enter_async_context(await listen_for_metrics(config.metrics_listen))
+            found = None
+            if config.lan:
+                search = LanSearch(run=run, peer=identity.peer, listening=transport.listening)
+                services.start_soon(search.run)
+                found = search.found
+            if spec is None:
+                spec, bootstrap = await _learn_spec(home, transport, run, bootstrap, limits, found)
+            check_startable(spec)
+            disk = LocalDisk(home.run_folder(run))
+            await disk.write_atomic(SPEC_FILE, canonical_bytes(spec))
+            home.remember_run(run)
+            yield Surroundings(
+                home=home,
+                config=config,
+                limits=limits,
+                identity=identity,
+                transport=transport,
+                spec=spec,
+                disk=disk,
+                bootstrap=bootstrap,
+                found=found,
+                metrics=metrics,
+            )
+
+
+async def serve_status(listener: trio.SocketListener, look: Callable[[], NodeStatus]) -> None:
+    """Tell Prometheus what ``look()`` says, until cancelled."""
+    page = MetricsPage(look)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(page.watch_lag)
+        nursery.start_soon(serve_metrics, listener, page.text)
+        log.info("metrics served", address=listener.socket.getsockname()[:2])
+
+
+async def follow_lan(found: Found, links: Links) -> None:
+    """Have a node try whoever the local network announces, until cancelled."""
+    async for record in found:
+        links.try_soon(record)
+
+
+async def obey_signals(stop: Callable[[], None], scope: trio.CancelScope) -> None:
+    """First SIGINT or SIGTERM: ``stop``. Second: end at once, by ``scope``. SIGHUP is the log file's."""
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        asked = False
+        async for _ in signals:
+            if asked:
+                scope.cancel()
+            asked = True
+            log.info("stopping; once more to stop at once")
+            stop()
+
+
+def wall_time_s() -> float:
+    """Seconds since the epoch."""
+    return time.time()  # noqa: TID251 - the one place that reads the wall clock
+
+
+async def _learn_spec(
+    home: Home,
+    transport: Transport,
+    run: bytes,
+    bootstrap: Sequence[str],
+    limits: Limits,
+    found: Found | None,
+) -> tuple[RunSpec, Sequence[str]]:
+    """The spec of ``run``, and ``bootstrap`` with the peer that gave it, if that is not in there."""
+    stored = home.run_folder(run) / SPEC_FILE
+    if stored.exists():
+        spec = spec_from_bytes(await trio.Path(stored).read_bytes())
+        if run_id(spec) == run:
+            return spec, bootstrap
+    data, giver = await _fetch_spec(transport, run, bootstrap, limits, found)
+    return spec_from_bytes(data), bootstrap if giver in bootstrap else [*bootstrap, giver]
+
+
+async def _fetch_spec(
+    transport: Transport, run: bytes, bootstrap: Sequence[str], limits: Limits, found: Found | None
+) -> tuple[bytes, str]:
+    """The spec named ``run``, and who gave it: the first to answer of ``bootstrap`` and of the local network."""
+    answers: list[tuple[bytes, str]] = []
+    failures: list[str] = []
+
+    async def ask(record: PeerRecord) -> None:
+        text = f"{record.addresses[0]}/p2p/{record.peer}"
+        for attempt in range(1, STARTING_ATTEMPTS + 1):
+            try:
+                await transport.connect(record)
+                data = await fetch_spec(transport, record.peer, run, timeout_s=limits.call_timeout_s)
+                answers.append((data, text))
+                nursery.cancel_scope.cancel()
+            except GossamerError as error:
+                if isinstance(error, ProtocolUnsupported) and attempt < STARTING_ATTEMPTS:
+                    await trio.sleep(STARTING_RETRY_S)
+                    continue
+                failures.append(f"{text}: {error.what}")
+            return
+
+    async with trio.open_nursery() as nursery:
+        for text in bootstrap:
+            peer, address = parse_peer_address(text, chars_max=limits.address_chars_max)
+            nursery.start_soon(ask, PeerRecord(peer, (address,)))
+        if found is not None:
+            with trio.move_on_after(LAN_WAIT_S):
+                async for record in found:
+                    nursery.start_soon(ask, record)
+    if not answers:
+        nobody = "no bootstrap address was given" if found is None else "nobody on the local network has it"
+        raise PeerUnreachable(
+            "nobody could be reached who knows this run",
+            why="; ".join(failures) or nobody,
+            fix="check the addresses and the firewall, or ask for a fresh invite",
+        )
+    return answers[0]
