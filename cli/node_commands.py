@@ -1,6 +1,7 @@
 """Commands that make this machine a node: init, run, join.
 
-Only ``run`` and ``join`` import torch and libp2p, and only once everything cheap has been checked.
+Only ``run`` and ``join`` import torch and libp2p, and only once everything cheap has been checked; a rendezvous
+(``--bootstrap-only``) needs no torch.
 """
 
 from __future__ import annotations
@@ -62,6 +63,10 @@ Metrics = Annotated[
     str | None,
     typer.Option("--metrics-listen", metavar="IP:PORT", help="Serve metrics to Prometheus here."),
 ]
+BootstrapOnly = Annotated[
+    bool,
+    typer.Option("--bootstrap-only", help="Introduce members to each other; hold no model and be no member."),
+]
 ParentOption = Annotated[int | None, typer.Option("--parent", hidden=True)]
 
 
@@ -106,6 +111,7 @@ def run(
     part: Part = None,
     metrics_listen: Metrics = None,
     linger: Linger = True,
+    bootstrap_only: BootstrapOnly = False,
     parent: ParentOption = None,
 ) -> None:
     """Run a node: train, exchange, merge, until Ctrl-C (once: checkpoint and goodbye; twice: at once)."""
@@ -114,22 +120,25 @@ def run(
     if parent is not None:
         _die_with(parent)
     home = common.home
-    flags = {
-        "listen": listen or None,
-        "lan": lan,
-        "device": device,
-        "threads": threads,
-        "data_path": data,
-        "base_path": base,
-        "part": part,
-        "metrics_listen": metrics_listen,
-    }
+    learning = {"device": device, "threads": threads, "data_path": data, "base_path": base, "part": part}
+    flags = {"listen": listen or None, "lan": lan, "metrics_listen": metrics_listen, **learning}
+    if bootstrap_only:
+        _refuse_for_rendezvous(learning, linger=linger)
     config = _config(common, home, flags)
     run_spec, run_id = _parse_run(spec)
     Identity.load(home.identity_file)  # before the seconds that importing torch takes
     if run_spec is not None and base is not None:
         run_spec = _based_on(run_spec, config)
-    _live(common, home, config, spec=run_spec, run=run_id, bootstrap=bootstrap or [], linger=linger)
+    _live(
+        common,
+        home,
+        config,
+        spec=run_spec,
+        run=run_id,
+        bootstrap=bootstrap or [],
+        linger=linger,
+        bootstrap_only=bootstrap_only,
+    )
 
 
 def join(
@@ -146,29 +155,33 @@ def join(
     part: Part = None,
     metrics_listen: Metrics = None,
     linger: Linger = True,
+    bootstrap_only: BootstrapOnly = False,
 ) -> None:
     """Join a swarm by its invite: make an identity if there is none, fetch and check the run spec, run."""
     from p2p.invite import Invite
 
+    learning = {"device": device, "threads": threads, "data_path": data, "base_path": base, "part": part}
+    flags = {"listen": listen or None, "lan": lan, "metrics_listen": metrics_listen, **learning}
+    if bootstrap_only:
+        _refuse_for_rendezvous(learning, linger=linger)
     now = datetime.datetime.now(datetime.UTC).timestamp()
     parsed = Invite.parse(invite, now_unix_s=now)
     home = common.home
     peer, created, _ = prepare_home(home)
-    flags = {
-        "listen": listen or None,
-        "lan": lan,
-        "device": device,
-        "threads": threads,
-        "data_path": data,
-        "base_path": base,
-        "part": part,
-        "metrics_listen": metrics_listen,
-    }
     config = _config(common, home, flags)
     err = common.err()
     err.print(f"identity  {peer}{' (new)' if created else ''}")
     err.print(f"run       {parsed.run.hex()[:16]}, by way of {len(parsed.addresses)} address(es)")
-    _live(common, home, config, spec=None, run=parsed.run, bootstrap=parsed.addresses, linger=linger)
+    _live(
+        common,
+        home,
+        config,
+        spec=None,
+        run=parsed.run,
+        bootstrap=parsed.addresses,
+        linger=linger,
+        bootstrap_only=bootstrap_only,
+    )
 
 
 def prepare_home(home: Home) -> tuple[str, bool, bool]:
@@ -183,6 +196,15 @@ def prepare_home(home: Home) -> tuple[str, bool, bool]:
     if new_config:
         home.config_file.write_text(default_config_text())
     return identity.peer, new_key, new_config
+
+
+def _refuse_for_rendezvous(learning: Mapping[str, object], *, linger: bool) -> None:
+    """What is about learning has no meaning for a node that does not learn."""
+    given = [f"--{key.removesuffix('_path')}" for key, value in learning.items() if value is not None]
+    if not linger:
+        given.append("--no-linger")
+    if given:
+        raise typer.BadParameter(f"--bootstrap-only trains nothing: leave out {', '.join(given)}")
 
 
 def _config(common: Common, home: Home, flags: Mapping[str, object]) -> NodeConfig:
@@ -222,11 +244,17 @@ def _live(
     run: bytes | None,
     bootstrap: Sequence[str],
     linger: bool,
+    bootstrap_only: bool,
 ) -> None:
     from node.logs import set_up_logging
 
     sink = set_up_logging(config, color=not common.no_color)
     signal.signal(signal.SIGHUP, lambda *_: sink.reopen())
+    if bootstrap_only:
+        from node.rendezvous_daemon import run_rendezvous
+
+        run_rendezvous(home, config, spec=spec, run=run, bootstrap=bootstrap)
+        return
     from node.daemon import run_node
 
     run_node(home, config, spec=spec, run=run, bootstrap=bootstrap, linger=linger)

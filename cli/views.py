@@ -35,26 +35,7 @@ def status_lines(status: NodeStatus) -> list[tuple[str, str]]:
             "node",
             f"{escape(status.name)} ({short(status.peer)})  up {duration(status.uptime_s)}  v{status.version}",
         ),
-        (
-            "run",
-            f"{escape(status.run_name)} ({status.run_id[:16]})  step {status.step:,} of {status.steps_total:,}"
-            f"  [bold]{status.phase}[/]",
-        ),
-        (
-            "train",
-            f"loss {loss(status.loss)}  {status.tokens_per_s:,.0f} {status.unit}s/s  {status.device}  "
-            f"{status.parameters:,} parameters",
-        ),
-        *_exchange_lines(status),
-        ("members", f"{members_text(status)}   {linked(status)} connected"),
-        (
-            "net",
-            f"sent {format_bytes(status.bytes_sent)}, received {format_bytes(status.bytes_received)}",
-        ),
-        (
-            "disk",
-            f"{format_bytes(status.disk_bytes)} of shards  checkpoint at step {status.checkpoint_step:,}",
-        ),
+        *(_rendezvous_lines(status) if status.phase == "rendezvous" else _member_lines(status)),
     ]
     if status.refusals:
         counted = ", ".join(f"{reason} {count}" for reason, count in sorted(status.refusals.items()))
@@ -190,6 +171,37 @@ def duration(seconds: float) -> str:
     if whole < 86400:
         return f"{whole // 3600}h{whole % 3600 // 60:02}m"
     return f"{whole // 86400}d{whole % 86400 // 3600:02}h"
+
+
+def _rendezvous_lines(status: NodeStatus) -> list[tuple[str, str]]:
+    return [
+        (
+            "run",
+            f"{escape(status.run_name)} ({status.run_id[:16]})  [bold]rendezvous[/]: holds no model, is no member",
+        ),
+        ("net", _net_text(status)),
+    ]
+
+
+def _member_lines(status: NodeStatus) -> list[tuple[str, str]]:
+    return [
+        (
+            "run",
+            f"{escape(status.run_name)} ({status.run_id[:16]})  step {status.step:,} of {status.steps_total:,}"
+            f"  [bold]{status.phase}[/]",
+        ),
+        (
+            "train",
+            f"loss {loss(status.loss)}  {status.tokens_per_s:,.0f} {status.unit}s/s  {status.device}  "
+            f"{status.parameters:,} parameters",
+        ),
+        *_exchange_lines(status),
+        ("net", _net_text(status)),
+        (
+            "disk",
+            f"{format_bytes(status.disk_bytes)} of shards  checkpoint at step {status.checkpoint_step:,}",
+        ),
+    ]
 
 
 def _exchange_lines(status: NodeStatus) -> list[tuple[str, str]]:

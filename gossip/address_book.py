@@ -57,12 +57,21 @@ def check_address(text: str, *, chars_max: int) -> str:
         )
     match text.split("/"):
         case ["", family, host, "tcp", port] if _PORT.fullmatch(port) and int(port) < 1 << 16:
-            if _can_be_dialled(family, host):
+            if _is_host(family, host):
                 return text
     raise AddressError(f"{text!r} is not an address that can be dialled", why=why, fix=fix)
 
 
-def _can_be_dialled(family: str, host: str) -> bool:
+def can_be_dialled(text: str, *, chars_max: int) -> bool:
+    """Whether ``check_address`` lets it pass."""
+    try:
+        check_address(text, chars_max=chars_max)
+    except AddressError:
+        return False
+    return True
+
+
+def _is_host(family: str, host: str) -> bool:
     if family in ("dns", "dns4", "dns6"):
         return len(host) <= 253 and _HOST_NAME.fullmatch(host) is not None
     try:
@@ -138,9 +147,11 @@ class AddressBook:
         told = source, tuple(addresses)
         if entry is not None and entry.told == told:
             return False  # Every heartbeat says it again.
-        usable = [address for address in told[1] if self._usable(address)][
-            : self._limits.addresses_per_peer_max
-        ]
+        usable = [
+            address
+            for address in told[1]
+            if can_be_dialled(address, chars_max=self._limits.address_chars_max)
+        ][: self._limits.addresses_per_peer_max]
         if peer == self._local or not usable:
             return False
         known = entry is not None
@@ -168,13 +179,6 @@ class AddressBook:
             )
             del entry.sources[oldest]
         return not known
-
-    def _usable(self, address: str) -> bool:
-        try:
-            check_address(address, chars_max=self._limits.address_chars_max)
-        except AddressError:
-            return False
-        return True
 
     def _make_room(self, *, permanent: bool) -> bool:
         if len(self._entries) < self._limits.address_book_max:

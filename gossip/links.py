@@ -21,7 +21,7 @@ import structlog
 import trio
 from blake3 import blake3
 
-from gossip.address_book import AddressBook, parse_peer_address
+from gossip.address_book import AddressBook, can_be_dialled, parse_peer_address
 from gossip.anti_entropy import offer_all
 from gossip.ledger import PeerLedger
 from gossip.messages import (
@@ -30,12 +30,14 @@ from gossip.messages import (
     Heartbeat,
     Hello,
     Message,
+    Notice,
     Notices,
     SpecBytes,
     WantPeers,
     WantSpec,
 )
 from gossip.notices import NoticeTable
+from p2p.codec import decode
 from p2p.errors import (
     CallRefused,
     GossamerError,
@@ -87,6 +89,32 @@ async def fetch_spec(transport: Transport, peer: PeerId, run: bytes, *, timeout_
             fix="ask for an invite with other peers in it",
         )
     return reply.spec
+
+
+async def members_known_to(transport: Transport, peer: PeerId, *, limits: Limits) -> list[PeerRecord]:
+    """Members that ``peer`` tells of, and where they are: peer exchange for who is no member yet.
+
+    It is the word of ``peer`` alone, so a hint and no more. Raises TransportError or MalformedMessage.
+    """
+    known = await call(
+        transport,
+        peer,
+        HELLO_PROTOCOL,
+        WantPeers(count=PEERS_ASKED),
+        Notices,
+        timeout_s=limits.call_timeout_s,
+    )
+    found = []
+    for packed in known.notices:
+        notice = decode(packed, Notice, bytes_max=limits.notice_bytes_max)
+        beat = decode(notice.body, Heartbeat, bytes_max=limits.notice_bytes_max)
+        addresses = [
+            address
+            for address in beat.addresses[: limits.addresses_per_peer_max]
+            if can_be_dialled(address, chars_max=limits.address_chars_max)
+        ]
+        found.append(PeerRecord(PeerId(notice.author), tuple(addresses)))
+    return found
 
 
 class Links:

@@ -35,7 +35,7 @@ from gossip.messages import (
 )
 from gossip.record_batches import InvalidBatch
 from gossip.record_logs import Offer, RecordLogs
-from p2p.errors import MalformedMessage, TransportError
+from p2p.errors import MalformedMessage, ProtocolUnsupported, TransportError
 from p2p.flow import FlowStream
 from p2p.frames import receive_message, send_message
 from p2p.limits import Limits
@@ -49,6 +49,9 @@ LANE_QUIET_S = 15.0
 
 DIGESTS_REMEMBERED = 256
 """Version vectors of our own that are recognised when others tell of them."""
+
+RETRY_S_MIN, RETRY_S_MAX = 1.0, 60.0
+"""Between attempts to speak to a neighbour, the second where it does not know the protocol."""
 
 UNKNOWN_MAX = 3
 """Digests in a row that one member tells of and that were never ours, before it is asked."""
@@ -297,11 +300,13 @@ class LogSpread:
 
     async def _speak(self, peer: PeerId, lane: _Lane) -> None:
         """Send what is queued for ``peer``, until the lane is closed: on one stream while there is something."""
+        retry_s = RETRY_S_MIN
         with lane.scope:
             while True:
                 await lane.filled.wait()
                 try:
                     stream = await self._transport.open_stream(peer, LOG_PROTOCOL)
+                    retry_s = RETRY_S_MIN
                     try:
                         while lane.filled.is_set():
                             while lane.queue:
@@ -316,7 +321,10 @@ class LogSpread:
                     log.debug("push failed", peer=peer, error=str(error))
                     if not lane.queue or not isinstance(lane.queue[-1], Compare):
                         self._say(peer, Compare(digest=self._logs.digest()))
-                    await trio.sleep(1.0)
+                    await trio.sleep(retry_s)
+                    if isinstance(error, ProtocolUnsupported):
+                        # Just starting at first; for ever, a rendezvous, which holds no records.
+                        retry_s = min(2 * retry_s, RETRY_S_MAX)
 
     def _next(self, lane: _Lane) -> Message:
         item = lane.queue.popleft()

@@ -21,10 +21,11 @@ from torch import Tensor
 
 from gossip.address_book import parse_peer_address
 from gossip.ledger import PeerLedger
+from gossip.links import members_known_to
 from gossip.messages import ShardRef
 from gossip.shard_transfer import ShardFetcher
 from gossip.store import ShardMissing, ShardStore, outline_of
-from p2p.errors import GossamerError, TransportError
+from p2p.errors import GossamerError, MalformedMessage, TransportError
 from p2p.limits import Limits
 from p2p.transport import PeerId, PeerRecord, Transport
 from training.base_weights import BaseError, Shapes, base_from_bytes, base_to_bytes, load_base, shapes_of
@@ -189,10 +190,25 @@ def _packed_weights(path: Path, shapes: Shapes, pretrained: Pretrained | None) -
 
 
 async def _connected(transport: Transport, bootstrap: Sequence[str], limits: Limits) -> list[PeerId]:
-    peers = []
-    for text in bootstrap:
-        peer, address = parse_peer_address(text, chars_max=limits.address_chars_max)
+    """Those of ``bootstrap`` that can be reached, and some whom they know: a rendezvous itself has nothing."""
+    peers: dict[PeerId, None] = {}
+
+    async def connect(record: PeerRecord) -> None:
         with contextlib.suppress(TransportError):
-            await transport.connect(PeerRecord(peer, (address,)))
-            peers.append(peer)
-    return peers
+            await transport.connect(record)
+            peers[record.peer] = None
+
+    async def ask(peer: PeerId) -> None:
+        with contextlib.suppress(TransportError, MalformedMessage):
+            known = await members_known_to(transport, peer, limits=limits)
+            for record in known[: limits.links_target]:
+                nursery.start_soon(connect, record)
+
+    async with trio.open_nursery() as nursery:
+        for text in bootstrap:
+            peer, address = parse_peer_address(text, chars_max=limits.address_chars_max)
+            nursery.start_soon(connect, PeerRecord(peer, (address,)))
+    async with trio.open_nursery() as nursery:
+        for peer in list(peers):
+            nursery.start_soon(ask, peer)
+    return list(peers)

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import trio
 from torch import Tensor
 
+from node.answers import make_invite, show_spec
 from node.control import (
     Evaluate,
     Export,
@@ -35,10 +36,8 @@ from node.node import Node, Weights
 from node.one_byte_node import OneByteNode
 from node.status import Foretold, LogStatus, MergeReport, NodeStatus, Verification
 from p2p.errors import GossamerError
-from p2p.invite import Invite
 from training.evaluation import held_out_loss
 from training.export import export_safetensors
-from training.run_spec import canonical_bytes, spec_as_toml
 from training.tasks import Task
 from training.token_task import TokenTask
 
@@ -198,28 +197,11 @@ class Commands:
 
     async def invite(self, request: MakeInvite) -> dict[str, Any]:
         """One line that lets others join: the run, and addresses of this node and of peers it can vouch for."""
-        node = self._node
-        records = [node.runtime.transport.local]
-        for peer in sorted(node.runtime.transport.peers()):
-            record = node.book.record(peer)
-            if record is not None:
-                records.append(record)
-        addresses = [f"{record.addresses[0]}/p2p/{record.peer}" for record in records if record.addresses]
-        expires = None
-        if request.expires_s is not None:
-            expires = int(node.runtime.wall_time_s()) + request.expires_s
-        line = Invite(
-            run=node.run_id, addresses=tuple(addresses[: request.peers]), secret=None, expires_unix_s=expires
-        ).format()
-        return {"invite": line}
+        return make_invite(self._node, request, self._node.runtime.wall_time_s)
 
     async def spec(self, _: GetSpec) -> dict[str, Any]:
         """The run spec as TOML, and the hash of its canonical bytes."""
-        return {
-            "toml": spec_as_toml(self._node.spec),
-            "run_id": self._node.run_id.hex(),
-            "canonical_bytes": len(canonical_bytes(self._node.spec)),
-        }
+        return show_spec(self._node)
 
 
 def _write_beside(file: Path, data: bytes) -> None:

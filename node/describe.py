@@ -8,6 +8,7 @@ import msgspec
 import trio
 
 from gossip.members import Member
+from node.answers import describe_member
 from node.gossip_node import GossipNode
 from node.node import Node
 from node.one_byte_node import OneByteNode
@@ -104,19 +105,7 @@ def describe_logs(node: OneByteNode) -> list[LogStatus]:
 
 def _describe_peer(node: Node, member: Member) -> PeerStatus:
     beat = member.heartbeat
-    described = PeerStatus(
-        peer=member.peer,
-        state="banned" if node.ledger.banned(member.peer) else member.state,
-        connected=member.peer in node.runtime.transport.peers(),
-        addresses=beat.addresses,
-        step=beat.step,
-        loss=beat.loss if beat.step else None,
-        heard_s_ago=member.unheard_s,
-        head_height=beat.head_height,
-        standing=node.ledger.standing(member.peer),
-        last_problem=node.ledger.last_problem(member.peer),
-        bytes_pulled=node.fetcher.bytes_pulled[member.peer],
-    )
+    described = describe_member(node, member, bytes_pulled=node.fetcher.bytes_pulled[member.peer])
     if not isinstance(node, OneByteNode):
         return described
     same = beat.vector == node.logs.digest() and bool(beat.state) and node.keeper.state_hash is not None

@@ -1,7 +1,8 @@
 """Node: one peer of one run, in whatever mode it learns. Opens the root nursery; everything happens inside it.
 
-Owns what every mode needs: being a member, the parts that find, hear and serve others, and the order of starting and
-stopping. Contains no protocol and no mathematics. The modes are ``node.gossip_node`` and ``node.one_byte_node``.
+Owns what every mode needs: being a member, the parts that serve others, and the order of starting and stopping; the
+parts that find and hear others are ``node.contact``'s. Contains no protocol and no mathematics. The modes are
+``node.gossip_node`` and ``node.one_byte_node``.
 
 Promises: training is never stopped by the network; weights are written only in the ``train`` lane; a request to
 stop ends with a checkpoint and a goodbye within ``STOP_TIMEOUT_S``.
@@ -18,21 +19,17 @@ import structlog
 import trio
 from torch import Tensor
 
-from gossip.address_book import AddressBook
-from gossip.anti_entropy import AntiEntropy
-from gossip.ledger import PeerLedger
-from gossip.links import Links
-from gossip.members import HEARTBEAT_S_MIN, MemberTable, heartbeat_interval_s
-from gossip.messages import Heartbeat, Message
-from gossip.notices import NoticeTable
+from gossip.members import HEARTBEAT_S_MIN, heartbeat_interval_s
+from gossip.messages import Heartbeat
 from gossip.progress import Progress
 from gossip.shard_transfer import Pacer, ShardFetcher, ShardServer
 from gossip.store import ShardStore
 from node.checkpoints import Checkpoints
+from node.contact import Contact
 from node.life import NodeState
 from node.runtime import NodeOptions, Runtime
-from p2p.transport import PeerDown, PeerEvent, PeerId, PeerUp
-from training.run_spec import RunSpec, canonical_bytes, run_id
+from p2p.transport import PeerId
+from training.run_spec import RunSpec
 
 log = structlog.get_logger()
 
@@ -58,11 +55,8 @@ class Weights:
     hash: bytes
 
 
-class Node(abc.ABC):
+class Node(Contact, abc.ABC):
     """What both modes have in common. Built by ``node.daemon`` in life and by netsim's world in simulations."""
-
-    pace = 1.0
-    """How much more rarely than usual this mode beats and reconciles: its members wait for nobody's heartbeat."""
 
     def __init__(
         self,
@@ -72,45 +66,23 @@ class Node(abc.ABC):
         spec: RunSpec,
         state: NodeState,
     ) -> None:
+        transport, disk, rng = runtime.transport, runtime.disk, runtime.rng
+        super().__init__(
+            transport=transport,
+            disk=disk,
+            signer=runtime.signer,
+            rng=rng,
+            options=options,
+            spec=spec,
+            incarnation=state.incarnation,
+        )
         self.runtime = runtime
-        self.spec = spec
-        self.run_id = run_id(spec)
-        self.limits = limits = options.limits
-        self.local = runtime.signer.peer
         self._agent = options.agent
         self._stopping = trio.Event()
         self._progress = Progress()
-
-        transport, disk, rng = runtime.transport, runtime.disk, runtime.rng
         self.checkpoints = Checkpoints(disk)
-        self.ledger = PeerLedger()
         self._pull_pacer = _pacer(options.download_bytes_per_s_max)
         self.store = ShardStore(disk, quota_bytes=options.store_bytes_max)
-        self.notices = NoticeTable(
-            signer=runtime.signer, run=self.run_id, incarnation=state.incarnation, limits=limits
-        )
-        self.members = MemberTable(local=self.local, pace=self.pace)
-        self.book = AddressBook(disk, local=self.local, limits=limits, rng=rng)
-        self.links = Links(
-            transport=transport,
-            book=self.book,
-            ledger=self.ledger,
-            notices=self.notices,
-            run=self.run_id,
-            spec=canonical_bytes(spec),
-            agent=options.agent,
-            bootstrap=options.bootstrap,
-            limits=limits,
-            rng=rng,
-        )
-        self.anti_entropy = AntiEntropy(
-            transport=transport,
-            notices=self.notices,
-            ledger=self.ledger,
-            limits=limits,
-            rng=rng,
-            pace=self.pace,
-        )
         self.shard_server = ShardServer(
             transport=transport,
             store=self.store,
@@ -118,10 +90,9 @@ class Node(abc.ABC):
             pacer=_pacer(options.upload_bytes_per_s_max),
         )
         self.fetcher = ShardFetcher(
-            transport=transport, ledger=self.ledger, limits=limits, rng=rng, reach=self.links.reach
+            transport=transport, ledger=self.ledger, limits=self.limits, rng=rng, reach=self.links.reach
         )
 
-        self.began_s = trio.current_time()
         self.phase = "starting"
         self.loss: float | None = None
         self.tokens_per_s = 0.0
@@ -189,11 +160,8 @@ class Node(abc.ABC):
         await self._remember()
         self._publish_heartbeat()
         self.shard_server.serve()
-        self.notices.on_change(self._heed)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.links.run)
-            nursery.start_soon(self.anti_entropy.run)
-            nursery.start_soon(self._follow_connections, self.runtime.transport.peer_events())
+            self._keep_contact(nursery)
             nursery.start_soon(self._beat)
             self._begin(nursery)
             await self._stopping.wait()
@@ -220,26 +188,8 @@ class Node(abc.ABC):
     def _unheard_s(self, peer: PeerId) -> float:
         return self.members.unheard_s(peer, trio.current_time())
 
-    def _heed(self, author: PeerId, kind: str, body: Message | None) -> None:
-        """Heartbeats, however they arrive, are for the member table and the mode."""
-        if kind != "heartbeat" or author == self.local:
-            return
-        if isinstance(body, Heartbeat):
-            self.members.heard(author, body, trio.current_time())
-            self._heard(author, body)
-        else:
-            self.members.forget(author)
-
     def _heartbeat_of(self, peer: PeerId) -> Heartbeat | None:
         return self.notices.body_of(peer, "heartbeat", Heartbeat)
-
-    async def _follow_connections(self, events: trio.MemoryReceiveChannel[PeerEvent]) -> None:
-        async for event in events:
-            match event:
-                case PeerUp(peer=peer):
-                    self.members.connected(peer)
-                case PeerDown(peer=peer, broken=True):
-                    self.members.disconnected(peer)
 
     def _publish_heartbeat(self) -> None:
         self.notices.publish("heartbeat", self._heartbeat())

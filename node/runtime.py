@@ -29,16 +29,22 @@ class Runtime:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NodeOptions:
-    """What is one node's own, and no part of its run's spec."""
+class ContactOptions:
+    """What is one peer's own, and no part of its run's spec."""
 
     agent: str
     """The program and its version, as others are told it."""
     bootstrap: Sequence[str] = ()
     """Addresses to begin with, each ending in ``/p2p/<peer id>``."""
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeOptions(ContactOptions):
+    """The same of a node, which holds a model."""
+
     store_bytes_max: int
     upload_bytes_per_s_max: int = 0
     """Of shards served; 0: no cap."""
     download_bytes_per_s_max: int = 0
     """Of shards that are mixed; 0: no cap."""
-    limits: Limits

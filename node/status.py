@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-PHASES = ("starting", "joining", "training", "waiting", "merging", "finished", "stopping")
+PHASES = ("starting", "joining", "training", "waiting", "merging", "finished", "stopping", "rendezvous")
 """What ``NodeStatus.phase`` may be. Joining and waiting are of one-byte mode, merging of gossip mode."""
 
 MEMBER_STATES = ("alive", "suspect", "gone", "left", "banned")
@@ -154,7 +154,7 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     run_id: str
     run_name: str
     phase: str
-    """One of PHASES."""
+    """One of PHASES. In a rendezvous all that is about a model is nothing."""
     problem: str
     """What stands in the way right now, with what to do about it; empty when nothing does."""
     device: str

@@ -11,10 +11,11 @@ import pytest
 import cli.exit_codes
 from cli.ask_commands import parse_duration_s
 from cli.exit_codes import ExitCode, exit_code_of
+from cli.views import status_text
 from node.control import ControlError, Evaluate, Export, MakeInvite, Sample, Stop
 from node.home import Home
 from p2p.errors import GossamerError
-from tests.cli.fake_node import MERGE, PEERS, FakeNode
+from tests.cli.fake_node import MERGE, PEERS, FakeNode, status_of
 
 pytestmark = pytest.mark.usefixtures("home")
 Gossamer = Any
@@ -37,6 +38,9 @@ def test_the_flags_of_daily_commands_are_few_and_known(gossamer: Gossamer) -> No
             "--run",
             "--listen",
             "--bootstrap",
+            "--bootstrap-only",
+            "--lan",
+            "--no-lan",
             "--device",
             "--threads",
             "--data",
@@ -48,6 +52,9 @@ def test_the_flags_of_daily_commands_are_few_and_known(gossamer: Gossamer) -> No
         },
         "join": {
             "--listen",
+            "--bootstrap-only",
+            "--lan",
+            "--no-lan",
             "--device",
             "--threads",
             "--data",
@@ -102,6 +109,22 @@ def test_status_on_one_screen_and_as_json(gossamer: Gossamer, node: FakeNode) ->
     shown = json.loads(gossamer("status", "--json").out)
     assert shown["schema"] == 1
     assert shown["peer"] == PEERS[0]
+
+
+def test_a_rendezvous_shows_no_model() -> None:
+    text = status_text(status_of(0, phase="rendezvous", parameters=0, device=""))
+    assert "rendezvous[/]: holds no model, is no member" in text
+    assert "1 of 2 known members connected" in text
+    assert "parameters" not in text
+    assert "checkpoint" not in text
+
+
+@pytest.mark.parametrize("flag", [("--device", "cpu"), ("--data", "texts"), ("--no-linger",)])
+def test_a_rendezvous_is_not_told_how_to_train(gossamer: Gossamer, flag: tuple[str, ...]) -> None:
+    for command in [("run",), ("join", "gossamer:join/1/x")]:
+        refused = gossamer(*command, "--bootstrap-only", *flag)
+        assert refused.code == ExitCode.USAGE
+        assert f"leave out {flag[0]}" in refused.err
 
 
 def test_peers_lists_the_connected_first(gossamer: Gossamer, node: FakeNode) -> None:

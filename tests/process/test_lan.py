@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from node.lan import CANDIDATE_PAUSE_S, INTERFACES_LOOK_S
-from tests.process.namespaces import NodeInside, inside, ip, local_network
+from tests.process.namespaces import ip, local_network
+from tests.process.single_node import SingleNode, running
 from tests.process.swarm import SPEC, merged_alike, until
 from training.run_spec import load_run_spec, run_id
 
@@ -26,14 +27,14 @@ async def test_members_on_a_local_network_find_each_other_with_no_address_typed(
     other_file.write_text(SPEC.format(steps=16_001, merges=64))
     run = run_id(load_run_spec(spec_file)).hex()
     with local_network(2) as (left, right):
-        first = NodeInside(tmp_path, "first", left)
-        second = NodeInside(tmp_path, "second", right)
-        stranger = NodeInside(tmp_path, "stranger", right)
-        listen = ("--listen", "/ip4/0.0.0.0/tcp/4101")
+        first = SingleNode(tmp_path, "first", namespace=left)
+        second = SingleNode(tmp_path, "second", namespace=right)
+        stranger = SingleNode(tmp_path, "stranger", namespace=right)
+        lan, elsewhere = ("--lan", "--threads", "1"), ("--listen", "/ip4/0.0.0.0/tcp/4101")
         with (
-            stranger.running("--run", str(other_file), "--lan", *listen),
-            first.running("--run", str(spec_file), "--lan"),
-            second.running("--run", run, "--lan"),
+            stranger.running("--run", str(other_file), *lan, *elsewhere),
+            first.running("--run", str(spec_file), *lan),
+            second.running("--run", run, *lan),
         ):
             await until([stranger], lambda statuses: True, seconds=90)
             merged = await until(
@@ -50,9 +51,12 @@ async def test_members_on_a_local_network_find_each_other_with_no_address_typed(
 @pytest.mark.process
 def test_a_flood_of_announcements_comes_to_few_candidates_and_none_elsewhere(tmp_path: Path) -> None:
     """300 lies, half of them about hosts outside of the network: what is left is slow and near."""
-    with local_network(2) as (left, right), inside(left, [str(FLOOD)], tmp_path / "flood.log") as flood:
+    with (
+        local_network(2) as (left, right),
+        running([str(FLOOD)], tmp_path / "flood.log", namespace=left) as flood,
+    ):
         began_s = time.perf_counter()
-        with inside(right, [str(SEARCH), str(SEARCH_S)], tmp_path / "search.log") as search:
+        with running([str(SEARCH), str(SEARCH_S)], tmp_path / "search.log", namespace=right) as search:
             assert search.wait(60) == 0, (tmp_path / "search.log").read_text()
         took_s = time.perf_counter() - began_s
         assert flood.poll() is None, (tmp_path / "flood.log").read_text()
@@ -68,7 +72,10 @@ def test_a_network_that_comes_later_is_searched_too(tmp_path: Path) -> None:
         ip("-n", right, "addr", "flush", "dev", "eth0")
         logs = [tmp_path / "left.log", tmp_path / "right.log"]
         command = [str(SEARCH), str(2 * INTERFACES_LOOK_S)]
-        with inside(left, command, logs[0]) as first, inside(right, command, logs[1]) as second:
+        with (
+            running(command, logs[0], namespace=left) as first,
+            running(command, logs[1], namespace=right) as second,
+        ):
             time.sleep(INTERFACES_LOOK_S / 2)
             ip("-n", right, "addr", "add", "10.77.0.2/24", "dev", "eth0")
             assert first.wait(60) == second.wait(60) == 0

@@ -1,0 +1,102 @@
+"""Contact: in touch with one run's swarm. What a member and a rendezvous have in common.
+
+Owns the parts that find, hear and pass on: ledger, notices, members, address book, links, reconciliation, and what goes
+between them. Says nothing of its own: who publishes a heartbeat is a member, and only ``node.node`` does.
+"""
+
+from __future__ import annotations
+
+import random
+
+import trio
+
+from gossip.address_book import AddressBook
+from gossip.anti_entropy import AntiEntropy
+from gossip.disk import Disk
+from gossip.ledger import PeerLedger
+from gossip.links import Links
+from gossip.members import MemberTable
+from gossip.messages import Heartbeat, Message
+from gossip.notices import NoticeTable
+from node.runtime import ContactOptions
+from p2p.identity import Signer
+from p2p.transport import PeerDown, PeerEvent, PeerId, PeerUp, Transport
+from training.run_spec import RunSpec, canonical_bytes, run_id
+
+
+class Contact:
+    """One peer's contact with the swarm of ``spec``."""
+
+    pace = 1.0
+    """How much more rarely than usual a mode beats and reconciles: its members wait for nobody's heartbeat."""
+
+    def __init__(
+        self,
+        *,
+        transport: Transport,
+        disk: Disk,
+        signer: Signer,
+        rng: random.Random,
+        options: ContactOptions,
+        spec: RunSpec,
+        incarnation: int,
+    ) -> None:
+        """``incarnation``: of the notices that this peer publishes, if it does."""
+        self.spec = spec
+        self.run_id = run_id(spec)
+        self.limits = limits = options.limits
+        self.local = signer.peer
+        self.transport = transport
+        self.ledger = PeerLedger()
+        self.notices = NoticeTable(signer=signer, run=self.run_id, incarnation=incarnation, limits=limits)
+        self.members = MemberTable(local=self.local, pace=self.pace)
+        self.book = AddressBook(disk, local=self.local, limits=limits, rng=rng)
+        self.links = Links(
+            transport=transport,
+            book=self.book,
+            ledger=self.ledger,
+            notices=self.notices,
+            run=self.run_id,
+            spec=canonical_bytes(spec),
+            agent=options.agent,
+            bootstrap=options.bootstrap,
+            limits=limits,
+            rng=rng,
+        )
+        self.anti_entropy = AntiEntropy(
+            transport=transport,
+            notices=self.notices,
+            ledger=self.ledger,
+            limits=limits,
+            rng=rng,
+            pace=self.pace,
+        )
+        self.began_s = trio.current_time()
+
+    def _heard(self, author: PeerId, beat: Heartbeat) -> None:
+        """A member's newest heartbeat has arrived."""
+
+    def _keep_contact(self, nursery: trio.Nursery) -> None:
+        """Begin, once the address book is loaded and whatever we say of ourselves is said."""
+        self.notices.on_change(self._heed)
+        nursery.start_soon(self.links.run)
+        nursery.start_soon(self.anti_entropy.run)
+        nursery.start_soon(self._follow_connections, self.transport.peer_events())
+
+    def _heed(self, author: PeerId, kind: str, body: Message | None) -> None:
+        """Heartbeats, however they arrive, are for the member table and the mode."""
+        if kind != "heartbeat" or author == self.local:
+            return
+        if isinstance(body, Heartbeat):
+            self.members.heard(author, body, trio.current_time())
+            self._heard(author, body)
+        else:
+            self.members.forget(author)
+
+    async def _follow_connections(self, events: trio.MemoryReceiveChannel[PeerEvent]) -> None:
+        async for event in events:
+            match event:
+                case PeerUp(peer=peer):
+                    self.members.connected(peer)
+                case PeerDown(peer=peer, broken=True):
+                    self.members.disconnected(peer)

@@ -1,0 +1,156 @@
+"""The real world around a rendezvous: what ``gossamer run --bootstrap-only`` calls.
+
+Owns its composition, and what a person may ask of it. Never imports torch, so that the smallest machine will do.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import structlog
+import trio
+
+from node.answers import describe_member, make_invite, show_spec
+from node.config import NodeConfig
+from node.control import METHODS, GetSpec, GetStatus, Handler, MakeInvite, Params, Stop, serve_control
+from node.home import Home
+from node.rendezvous import Rendezvous
+from node.runtime import ContactOptions
+from node.status import NodeStatus
+from node.surroundings import AGENT, follow_lan, obey_signals, open_surroundings, wall_time_s
+from node.version import VERSION
+from p2p.errors import GossamerError
+from training.run_spec import RunSpec
+
+log = structlog.get_logger()
+
+
+def run_rendezvous(
+    home: Home,
+    config: NodeConfig,
+    *,
+    spec: RunSpec | None = None,
+    run: bytes | None = None,
+    bootstrap: Sequence[str] = (),
+) -> None:
+    """Run a rendezvous until it is told to stop. The run is named as for ``node.daemon.run_node``.
+
+    Raises GossamerError for whatever the user can mend.
+    """
+    trio.run(
+        partial(_live, home, config, spec=spec, run=run, bootstrap=tuple(bootstrap)),
+        strict_exception_groups=True,
+    )
+
+
+async def _live(
+    home: Home, config: NodeConfig, *, spec: RunSpec | None, run: bytes | None, bootstrap: Sequence[str]
+) -> None:
+    async with open_surroundings(home, config, spec=spec, run=run, bootstrap=bootstrap) as around:
+        rendezvous = Rendezvous(
+            transport=around.transport,
+            disk=around.disk,
+            signer=around.identity,
+            rng=random.Random(),
+            options=ContactOptions(agent=AGENT, bootstrap=around.bootstrap, limits=around.limits),
+            spec=around.spec,
+        )
+        async with trio.open_nursery() as nursery:
+            commands = RendezvousCommands(rendezvous, name=config.name, stop_now=nursery.cancel_scope.cancel)
+            nursery.start_soon(obey_signals, rendezvous.stop, nursery.cancel_scope)
+            await nursery.start(serve_control, home.control_socket, commands.handlers())
+            if around.found is not None:
+                nursery.start_soon(follow_lan, around.found, rendezvous.links)
+            log.info(
+                "rendezvous up",
+                peer=rendezvous.local,
+                run=around.spec.name,
+                addresses=around.transport.local.addresses,
+            )
+            await rendezvous.run()
+            nursery.cancel_scope.cancel()
+        log.info("rendezvous down")
+
+
+class RendezvousCommands:
+    """The handlers of one rendezvous. ``name`` is what people call it; ``stop_now`` ends it at once."""
+
+    def __init__(self, rendezvous: Rendezvous, *, name: str, stop_now: Callable[[], None]) -> None:
+        self._rendezvous = rendezvous
+        self._name = name
+        self._stop_now = stop_now
+
+    def handlers(self) -> dict[str, Handler]:
+        """By method name, for ``serve_control``; what needs a model is declined."""
+        return {
+            **dict.fromkeys(METHODS, self.decline),
+            "status": self.status,
+            "stop": self.stop,
+            "invite": self.invite,
+            "spec": self.spec,
+        }
+
+    async def decline(self, _: Params) -> None:
+        """Raises GossamerError."""
+        raise GossamerError(
+            "this is a rendezvous: it holds no model",
+            why="gossamer run --bootstrap-only introduces the members of a run to each other, and no more",
+            fix="ask a node that trains; which there are: gossamer peers",
+        )
+
+    async def status(self, _: GetStatus) -> NodeStatus:
+        """One snapshot, in which everything about a model is nothing."""
+        rendezvous, now_s = self._rendezvous, trio.current_time()
+        transport = rendezvous.transport
+        traffic = transport.traffic()
+        return NodeStatus(
+            peer=rendezvous.local,
+            name=self._name,
+            version=VERSION,
+            pid=os.getpid(),
+            uptime_s=now_s - rendezvous.began_s,
+            addresses=[f"{address}/p2p/{rendezvous.local}" for address in transport.local.addresses],
+            run_id=rendezvous.run_id.hex(),
+            run_name=rendezvous.spec.name,
+            phase="rendezvous",
+            problem=rendezvous.links.problem,
+            device="",
+            parameters=0,
+            step=0,
+            steps_total=rendezvous.spec.train.steps,
+            loss=None,
+            tokens_per_s=0.0,
+            tokens=0,
+            mixes=0,
+            mixes_failed=0,
+            mixes_one_sided=0,
+            last_mix=None,
+            last_merge=None,
+            merges=0,
+            bytes_sent=traffic.bytes_sent,
+            bytes_received=traffic.bytes_received,
+            peers=[describe_member(rendezvous, member) for member in rendezvous.members.members(now_s)],
+            refusals=dict(rendezvous.ledger.refusals),
+            checkpoint_step=0,
+            disk_bytes=0,
+        )
+
+    async def stop(self, request: Stop) -> dict[str, Any]:
+        """Begin to stop; the answer comes before the end."""
+        if request.now:
+            self._stop_now()
+        else:
+            self._rendezvous.stop()
+        return {}
+
+    async def invite(self, request: MakeInvite) -> dict[str, Any]:
+        """One line that lets others join."""
+        return make_invite(self._rendezvous, request, wall_time_s)
+
+    async def spec(self, _: GetSpec) -> dict[str, Any]:
+        """The run spec."""
+        return show_spec(self._rendezvous)
