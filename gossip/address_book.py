@@ -4,7 +4,11 @@ Owns the parsing of address text, the back-off schedule and the file ``peers.jso
 resolves a name. A node restarted without its bootstrap peers finds the swarm through this file.
 
 Peers are never given up, only tried less and less often: a whole swarm may be switched off for a night. When
-the book is full the most failed are displaced; an entry from a bootstrap address or an invite never is.
+the book is full an entry of the most crowded address range is displaced, there the most failed: whoever has many
+addresses of one range drives out its own kind. An entry from a bootstrap address or an invite never is, nor an anchor.
+
+Anchors are a few peers that were links of our own choice for long, in different address ranges: the next life begins
+with them, whatever the book was filled with since.
 """
 
 from __future__ import annotations
@@ -13,7 +17,8 @@ import functools
 import ipaddress
 import random
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -21,6 +26,7 @@ import msgspec
 import structlog
 from msgspec import Meta
 
+from gossip.address_ranges import most_diverse, range_of
 from gossip.disk import Disk
 from p2p.errors import AddressError
 from p2p.identity import public_key_of
@@ -35,6 +41,7 @@ BACK_OFF_PERMANENT_MAX_S = 20.0
 
 AddressSource = Literal["bootstrap", "invite", "heartbeat", "hello", "exchange", "lan"]
 _PERMANENT = ("bootstrap", "invite")
+ANCHORS_MAX = 4
 ADDRESSES_REMEMBERED = 1 << 14
 """Addresses are named again and again, by each neighbour and in every heartbeat."""
 _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*")
@@ -100,6 +107,10 @@ def parse_peer_address(text: str, *, chars_max: int) -> tuple[PeerId, str]:
     return PeerId(peer), check_address(address, chars_max=chars_max)
 
 
+def _ranges(addresses: Iterable[str]) -> set[str]:
+    return {range_of(address) for address in addresses}
+
+
 @dataclass(slots=True)
 class _Entry:
     sources: dict[str, AddressSource] = field(default_factory=dict)
@@ -122,6 +133,8 @@ class _StoredPeer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     peer: str
     addresses: Annotated[list[str], Meta(max_length=64)]
     successes: Annotated[int, Meta(ge=0)]
+    anchor: Annotated[str, Meta(max_length=256)] = ""
+    """Where this peer was dialled as a link that lasted; empty for all but ANCHORS_MAX."""
 
 
 class AddressBook:
@@ -133,7 +146,13 @@ class AddressBook:
         self._limits = limits
         self._rng = rng
         self._entries: dict[PeerId, _Entry] = {}
+        self._crowd: Counter[str] = Counter()
+        """How many entries name addresses in each range."""
         self._saved: bytes = b""
+        self._begun_with: dict[PeerId, str] = {}
+        """The anchors of the life before."""
+        self._anchors: dict[PeerId, str] = {}
+        """Those for the next one."""
 
     # --- learning ---------------------------------------------------------------------------------------------
 
@@ -156,9 +175,10 @@ class AddressBook:
             return False
         known = entry is not None
         if entry is None:
-            if not self._make_room(permanent=source in _PERMANENT):
+            if not self._make_room(usable, permanent=source in _PERMANENT):
                 return False
             entry = self._entries[peer] = _Entry()
+        ranges_before = _ranges(entry.sources)
         entry.told = told
         entry.permanent = entry.permanent or source in _PERMANENT
         if source in ("heartbeat", "hello"):
@@ -178,17 +198,41 @@ class AddressBook:
                 (a for a, s in entry.sources.items() if s not in _PERMANENT), next(iter(entry.sources))
             )
             del entry.sources[oldest]
+        ranges = _ranges(entry.sources)
+        if ranges != ranges_before:
+            self._crowd.update(ranges)
+            self._leave(ranges_before)
         return not known
 
-    def _make_room(self, *, permanent: bool) -> bool:
+    def _leave(self, ranges: Collection[str]) -> None:
+        self._crowd.subtract(ranges)
+        for each in ranges:
+            if not self._crowd[each]:
+                del self._crowd[each]
+
+    def _make_room(self, newcomer: Iterable[str], *, permanent: bool) -> bool:
+        """Whether there is room for an entry with the addresses ``newcomer``, if need be in place of another."""
         if len(self._entries) < self._limits.address_book_max:
             return True
-        displaceable = [peer for peer, entry in self._entries.items() if not entry.permanent]
-        worst = max(displaceable, key=lambda peer: self._entries[peer].badness, default=None)
-        if worst is None or (self._entries[worst].failures == 0 and not permanent):
+        kept = self._begun_with.keys() | self._anchors.keys()
+        worst = max(
+            (peer for peer, entry in self._entries.items() if not entry.permanent and peer not in kept),
+            key=lambda peer: (self._crowding(self._entries[peer].sources), self._entries[peer].badness),
+            default=None,
+        )
+        if worst is None:
             return False
+        entry = self._entries[worst]
+        crowded = self._crowding(entry.sources) > self._crowding(newcomer) + 1
+        if not crowded and entry.failures == 0 and not permanent:
+            return False
+        self._leave(_ranges(entry.sources))
         del self._entries[worst]
         return True
+
+    def _crowding(self, addresses: Iterable[str]) -> int:
+        """How many entries share a range with the addresses of one, where they are most."""
+        return max(self._crowd[range_of(address)] for address in addresses)
 
     # --- dialling ---------------------------------------------------------------------------------------------
 
@@ -197,15 +241,40 @@ class AddressBook:
         entry = self._entries.get(peer)
         return PeerRecord(peer, tuple(reversed(entry.sources))) if entry is not None else None
 
-    def due(self, count: int, *, exclude: Iterable[PeerId], now_s: float) -> list[PeerRecord]:
-        """Up to ``count`` peers to dial now: permanent ones first, else at random among the least failed."""
+    def due(
+        self, count: int, *, exclude: Iterable[PeerId], now_s: float, outside: Collection[str] = ()
+    ) -> list[PeerRecord]:
+        """Up to ``count`` peers to dial now: permanent ones first, then the anchors of the life before, else at random
+        among the least failed.
+
+        With ``outside`` only at addresses that are in none of these ranges: an address that is only claimed fails.
+        """
+        if outside and self._crowd.keys() <= set(outside):
+            return []
         excluded = set(exclude)
         ready = [
-            peer for peer, entry in self._entries.items() if peer not in excluded and entry.retry_s <= now_s
+            peer
+            for peer, entry in self._entries.items()
+            if peer not in excluded
+            and entry.retry_s <= now_s
+            and (not outside or any(range_of(address) not in outside for address in entry.sources))
         ]
         self._rng.shuffle(ready)
-        ready.sort(key=lambda peer: (not self._entries[peer].permanent, self._entries[peer].failures))
-        return [record for peer in ready[:count] if (record := self.record(peer)) is not None]
+        ready.sort(key=self._dial_order)
+        records = [record for peer in ready[:count] if (record := self.record(peer)) is not None]
+        if not outside:
+            return records
+        return [
+            PeerRecord(
+                record.peer,
+                tuple(address for address in record.addresses if range_of(address) not in outside),
+            )
+            for record in records
+        ]
+
+    def _dial_order(self, peer: PeerId) -> tuple[bool, bool, int]:
+        entry = self._entries[peer]
+        return not entry.permanent, peer not in self._begun_with, entry.failures
 
     def succeeded(self, peer: PeerId) -> None:
         """A dial worked, or the peer dialled us and greeted."""
@@ -238,6 +307,16 @@ class AddressBook:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def name_anchors(self, lasting: Iterable[tuple[PeerId, str]]) -> None:
+        """Peers that we have dialled and were linked to for long, and where, the oldest links first.
+
+        Fewer than ANCHORS_MAX are made up with those of before: who was cut off for long shall find back too.
+        """
+        candidates = [*lasting, *self._anchors.items()]
+        self._anchors = most_diverse(
+            ((peer, address) for peer, address in candidates if peer in self._entries), ANCHORS_MAX
+        )
+
     # --- keeping ----------------------------------------------------------------------------------------------
 
     async def load(self) -> None:
@@ -255,13 +334,21 @@ class AddressBook:
             self.add(PeerId(item.peer), item.addresses, "exchange")
             if (entry := self._entries.get(PeerId(item.peer))) is not None:
                 entry.successes = item.successes
+                if item.anchor in entry.sources and len(self._begun_with) < ANCHORS_MAX:
+                    self._begun_with[PeerId(item.peer)] = item.anchor
+        self._anchors = dict(self._begun_with)
 
     async def save(self) -> None:
         """Write the file if it changed. Raises OSError."""
         data = msgspec.json.format(
             msgspec.json.encode(
                 [
-                    _StoredPeer(peer=peer, addresses=list(entry.sources), successes=entry.successes)
+                    _StoredPeer(
+                        peer=peer,
+                        addresses=list(entry.sources),
+                        successes=entry.successes,
+                        anchor=self._anchors.get(peer, ""),
+                    )
                     for peer, entry in sorted(self._entries.items())
                 ]
             )

@@ -8,20 +8,25 @@ Every second, and whenever a connection comes or goes, the set of connections is
 ``links_target`` neighbours, all of our run, none banned. Even a node with enough neighbours dials one more now and
 then, so that two halves of a healed partition find each other again. Whoever is reached for an exchange or a merge
 stays connected too, until there are many: then those that have not been used for longest are let go.
+
+Who dials us has chosen us, and may be many under one roof. So a third of ``links_target`` are links that we have
+dialled ourselves, into different address ranges as far as members are known in several; the transport keeps room for
+them (``Limits.peers_inbound_max``).
 """
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TypeVar
 
 import msgspec
 import structlog
 import trio
-from blake3 import blake3
 
-from gossip.address_book import AddressBook, can_be_dialled, parse_peer_address
+from gossip.address_book import AddressBook, parse_peer_address
+from gossip.address_ranges import most_diverse, range_of
 from gossip.anti_entropy import offer_all
 from gossip.ledger import PeerLedger
 from gossip.messages import (
@@ -30,17 +35,15 @@ from gossip.messages import (
     Heartbeat,
     Hello,
     Message,
-    Notice,
     Notices,
     SpecBytes,
     WantPeers,
     WantSpec,
 )
+from gossip.newcomer import PEERS_ASKED
 from gossip.notices import NoticeTable
-from p2p.codec import decode
 from p2p.errors import (
     CallRefused,
-    GossamerError,
     MalformedMessage,
     PeerUnreachable,
     ProtocolUnsupported,
@@ -62,59 +65,19 @@ HELLO_WAIT_S = 15.0
 SAVE_S = 10.0
 SAVED_AT_ONCE = 100
 """Larger books are written less often."""
-PEERS_ASKED = 32
 CROWDED_SHARE, ROOMY_SHARE = 0.75, 0.5
 """With more than the first share of ``peers_max`` connected, idle connections are closed down to the second."""
 UNUSED_S = 5.0
 """Connections used more recently are kept: whoever has just connected is about to ask for something."""
 MAKE_ROOM_S = 0.1
+ANCHOR_AFTER_S = 600.0
+"""A link that we have dialled and that has lasted for so long is one to begin the next life with."""
 REFUSALS = ("wrong-run", "version", "banned")
 """Codes a greeting is refused with; what else a peer may write there does not become a counter's name."""
 
 T = TypeVar("T", bound=msgspec.Struct)
 
 log = structlog.get_logger()
-
-
-async def fetch_spec(transport: Transport, peer: PeerId, run: bytes, *, timeout_s: float) -> bytes:
-    """The canonical bytes of the run spec named ``run``, from any peer that has it.
-
-    Raises TransportError, or GossamerError when the bytes are not that spec.
-    """
-    reply = await call(transport, peer, HELLO_PROTOCOL, WantSpec(run=run), SpecBytes, timeout_s=timeout_s)
-    if blake3(reply.spec).digest() != run:
-        raise GossamerError(
-            f"{peer} sent a run spec that does not match the invite",
-            why="what a swarm trains is named by the hash in its invite, so nobody has to be trusted",
-            fix="ask for an invite with other peers in it",
-        )
-    return reply.spec
-
-
-async def members_known_to(transport: Transport, peer: PeerId, *, limits: Limits) -> list[PeerRecord]:
-    """Members that ``peer`` tells of, and where they are: peer exchange for who is no member yet.
-
-    It is the word of ``peer`` alone, so a hint and no more. Raises TransportError or MalformedMessage.
-    """
-    known = await call(
-        transport,
-        peer,
-        HELLO_PROTOCOL,
-        WantPeers(count=PEERS_ASKED),
-        Notices,
-        timeout_s=limits.call_timeout_s,
-    )
-    found = []
-    for packed in known.notices:
-        notice = decode(packed, Notice, bytes_max=limits.notice_bytes_max)
-        beat = decode(notice.body, Heartbeat, bytes_max=limits.notice_bytes_max)
-        addresses = [
-            address
-            for address in beat.addresses[: limits.addresses_per_peer_max]
-            if can_be_dialled(address, chars_max=limits.address_chars_max)
-        ]
-        found.append(PeerRecord(PeerId(notice.author), tuple(addresses)))
-    return found
 
 
 class Links:
@@ -152,6 +115,7 @@ class Links:
         """When a connected peer was last reached for."""
         self._greeted: set[PeerId] = set()
         self._dialling: set[PeerId] = set()
+        self._own_choices = -(-limits.links_target // 3)
         self._wake = trio.Event()
         self._last_refusal = ""
         for text in bootstrap:
@@ -241,8 +205,11 @@ class Links:
                 nursery.start_soon(self._greet, peer)
             peers = self._transport.peers()
             lacking = self._limits.links_target - len(peers | self._dialling)
-            self._dial_some(nursery, lacking)
-            settled = lacking <= 0 and peers <= self._greeted and not self._crowded()
+            if lacking > 0:
+                self._dial_some(nursery, lacking)
+                settled = False
+            else:
+                settled = not self._choose_some(nursery) and peers <= self._greeted and not self._crowded()
             with trio.move_on_after(CALM_LOOK_S if settled else LOOK_S):
                 await self._wake.wait()
 
@@ -252,15 +219,38 @@ class Links:
             if len(self._transport.peers()) < self._limits.peers_max // 2:
                 self._dial_some(nursery, 1)
 
-    def _dial_some(self, nursery: trio.Nursery, count: int) -> None:
+    def _dial_some(self, nursery: trio.Nursery, count: int, outside: Collection[str] = ()) -> bool:
+        """Begin to dial up to ``count`` peers, at addresses ``outside`` of these ranges; whether there was any."""
         count = min(count, DIALS_MAX - len(self._dialling))
         if count <= 0:
-            return
+            return False
         busy = self._transport.peers() | self._dialling
-        for record in self._book.due(count, exclude=busy, now_s=trio.current_time()):
-            if not self._ledger.banned(record.peer):
-                self._dialling.add(record.peer)
-                nursery.start_soon(self._dial, record)
+        due = self._book.due(count, exclude=busy, now_s=trio.current_time(), outside=outside)
+        welcome = [record for record in due if not self._ledger.banned(record.peer)]
+        for record in welcome:
+            self._dialling.add(record.peer)
+            nursery.start_soon(self._dial, record)
+        return bool(welcome)
+
+    def _choose_some(self, nursery: trio.Nursery) -> bool:
+        """Try one more link of our own choice, if they are too few or lead into too few address ranges.
+
+        Returns whether there is anybody to try: most of those who claim to be elsewhere may lie.
+        """
+        chosen = self._chosen()
+        ranges = {range_of(address) for address in chosen.values()}
+        if len(ranges) < self._own_choices and self._dial_some(nursery, 1, outside=ranges):
+            return True
+        return len(chosen) < self._own_choices and self._dial_some(nursery, 1)
+
+    def _chosen(self) -> dict[PeerId, str]:
+        """The peers that we have dialled, and where, those connected for longest first."""
+        dialled = {peer: self._transport.dialled(peer) for peer in self._transport.peers()}
+        chosen = {peer: address for peer, address in dialled.items() if address is not None}
+        return {peer: chosen[peer] for peer in sorted(chosen, key=self._age_order)}
+
+    def _age_order(self, peer: PeerId) -> tuple[float, PeerId]:
+        return self._connected_s.get(peer, trio.current_time()), peer
 
     async def _dial(self, record: PeerRecord) -> None:
         self._dialling.add(record.peer)
@@ -286,7 +276,8 @@ class Links:
         connected = len(self._transport.peers())
         keep = max(int(ROOMY_SHARE * self._limits.peers_max), self._limits.links_target)
         latest_s = trio.current_time() - unused_s
-        used_s = {peer: self._last_use_s(peer) for peer in self._transport.idle_peers()}
+        needed = most_diverse(self._chosen().items(), self._own_choices)
+        used_s = {peer: self._last_use_s(peer) for peer in self._transport.idle_peers() if peer not in needed}
         unused = sorted((peer for peer, at_s in used_s.items() if at_s <= latest_s), key=used_s.__getitem__)
         for peer in unused[: connected - keep]:
             await self._transport.disconnect(peer, "not needed for now")
@@ -388,6 +379,12 @@ class Links:
     async def _save_regularly(self) -> None:
         while True:
             await trio.sleep(SAVE_S * max(1.0, len(self._book) / SAVED_AT_ONCE))
+            latest_s = trio.current_time() - ANCHOR_AFTER_S
+            self._book.name_anchors(
+                (peer, address)
+                for peer, address in self._chosen().items()
+                if peer in self._greeted and self._connected_s.get(peer, math.inf) <= latest_s
+            )
             try:
                 await self._book.save()
             except OSError as error:

@@ -63,6 +63,8 @@ class Side:
         """Of frames that leave here."""
         self.streams: dict[int, FlowStream] = {}
         self.over = False
+        self.dialled: str | None = None
+        """At which address of the peer, if from here."""
         self.other: Side = self
         """The far end; ``join`` names it."""
         self._network = host.network

@@ -85,6 +85,8 @@ class SimNetwork:
         self.connections_broken = 0
         self.undiallable: set[PeerId] = set()
         """Hosts that can dial and not be dialled, as behind most NATs."""
+        self.addresses: dict[PeerId, str] = {}
+        """Of hosts that are to come up elsewhere than at ``address_of`` their peer."""
         self.breaks_per_s = 0.0
         """How often each connection breaks by itself; holds for connections made from now on."""
         self._default_link = link
@@ -253,7 +255,7 @@ class SimHost:
         self.meter = Meter()
         self.protocols = Protocols(network.limits, nursery)
         self.nursery = nursery
-        self._local = PeerRecord(peer, (address_of(peer),))
+        self._local = PeerRecord(peer, (network.addresses.get(peer) or address_of(peer),))
         self._events = PeerEvents(network.limits.peer_events_max)
         self._sides: dict[PeerId, Side] = {}
 
@@ -271,6 +273,11 @@ class SimHost:
     def idle_peers(self) -> list[PeerId]:
         """The connected peers with whom no stream is open, sorted."""
         return sorted(peer for peer, side in self._sides.items() if not side.streams)
+
+    def dialled(self, peer: PeerId) -> str | None:
+        """The address at which we have dialled a connected peer; None where it has dialled us."""
+        side = self._sides.get(peer)
+        return None if side is None else side.dialled
 
     def peer_events(self) -> trio.MemoryReceiveChannel[PeerEvent]:
         """A new subscription to connections coming and going."""
@@ -305,16 +312,18 @@ class SimHost:
         round_trip_s = network.link(me, peer).latency_s + network.link(peer, me).latency_s
         await trio.sleep(1.5 * round_trip_s)
         target = network.hosts.get(peer)
-        if target is None or not set(target.local.addresses) & set(record.addresses):
+        at = [] if target is None else [a for a in record.addresses if a in target.local.addresses]
+        if target is None or not at:
             raise PeerUnreachable(f"cannot reach {peer} (connection refused)")
         if peer in self._sides:  # the peer dialled us at the same moment
             return None
         if not network.reachable(me, peer):
             await trio.sleep(network.limits.dial_timeout_s)
             raise PeerUnreachable(f"cannot reach {peer} (no address answered in time)")
-        if max(len(self._sides), len(target._sides)) >= network.limits.peers_max:
+        if max(len(self._sides), len(target._sides)) >= network.limits.peers_max or target.inbound_full():
             raise PeerUnreachable(f"cannot reach {peer} (too many connections)")
         network.connect(self, target)
+        self._sides[peer].dialled = at[0]
         return None
 
     async def open_stream(self, peer: PeerId, protocol: ProtocolName) -> FlowStream:
@@ -338,6 +347,11 @@ class SimHost:
     def side(self, peer: PeerId) -> Side | None:
         """Our end of the connection to ``peer``, if there is one."""
         return self._sides.get(peer)
+
+    def inbound_full(self) -> bool:
+        """Whether no more connections are taken that others make."""
+        inbound = sum(side.dialled is None for side in self._sides.values())
+        return inbound >= self.network.limits.peers_inbound_max
 
     def add(self, side: Side, *, outbound: bool) -> None:
         """A connection is up."""

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from gossip.address_book import parse_peer_address
 from gossip.ledger import PeerLedger
-from gossip.links import members_known_to
 from gossip.messages import ShardRef
+from gossip.newcomer import members_known_to
 from gossip.shard_transfer import ShardFetcher
 from gossip.store import ShardMissing, ShardStore, outline_of
 from p2p.errors import GossamerError, MalformedMessage, TransportError

@@ -17,7 +17,8 @@ import structlog
 import trio
 
 from gossip.address_book import check_address, parse_peer_address
-from gossip.links import Links, fetch_spec
+from gossip.links import Links
+from gossip.newcomer import fetch_spec
 from node.config import NodeConfig
 from node.disk import LocalDisk
 from node.home import Home

@@ -91,6 +91,8 @@ async def open_libp2p(
 class _Connection:
     peer: PeerId
     session: Session
+    dialled: str | None
+    """At which address, if by us."""
     gone: trio.Event = field(default_factory=trio.Event)
 
 
@@ -137,6 +139,11 @@ class Libp2pTransport:
             for peer, links in self._connections.items()
             if not any(link.session.streams_open for link in links)
         )
+
+    def dialled(self, peer: PeerId) -> str | None:
+        """The address at which we have dialled a connected peer; None where it has dialled us."""
+        links = self._connections.get(peer, [])
+        return next((link.dialled for link in links if link.dialled is not None), None)
 
     def peer_events(self) -> trio.MemoryReceiveChannel[PeerEvent]:
         """A new subscription to connections coming and going."""
@@ -242,7 +249,7 @@ class Libp2pTransport:
         except BaseException:
             await trio.aclose_forcefully(socket)
             raise
-        self._nursery.start_soon(self._run, self._register(peer, carrier, outbound=True))
+        self._nursery.start_soon(self._run, self._register(peer, carrier, dialled=address))
 
     async def accept(self, socket: trio.SocketStream) -> None:
         """Take one inbound connection from its first byte to its end."""
@@ -265,8 +272,12 @@ class Libp2pTransport:
         finally:
             self._handshakes[address] -= 1
             self._handshakes += Counter()  # drops the zeros
-        if peer in self._connections or len(self._connections) < self._limits.peers_max:
-            await self._run(self._register(peer, carrier, outbound=False))
+        if peer in self._connections or self._has_room_for_inbound():
+            await self._run(self._register(peer, carrier, dialled=None))
+
+    def _has_room_for_inbound(self) -> bool:
+        inbound = sum(self.dialled(peer) is None for peer in self._connections)
+        return len(self._connections) < self._limits.peers_max and inbound < self._limits.peers_inbound_max
 
     async def _upgrade(self, socket: MeteredStream, *, expected: PeerId | None) -> tuple[NoiseStream, PeerId]:
         """Encrypt, authenticate and multiplex a fresh socket; ``expected`` is the peer we dialled, if we did."""
@@ -295,19 +306,19 @@ class Libp2pTransport:
 
     # --- living connections ---------------------------------------------------------------------------------------
 
-    def _register(self, peer: PeerId, carrier: NoiseStream, *, outbound: bool) -> _Connection:
+    def _register(self, peer: PeerId, carrier: NoiseStream, *, dialled: str | None) -> _Connection:
         session = Session(
             carrier,
-            initiator=outbound,
+            initiator=dialled is not None,
             limits=self._limits,
             admit=partial(self._protocols.admit, peer),
         )
-        link = _Connection(peer, session)
+        link = _Connection(peer, session, dialled)
         links = self._connections.setdefault(peer, [])
         if len(links) >= CONNECTIONS_PER_PEER_MAX:
             links[0].session.end("replaced by a newer connection")
         links.append(link)
-        self._events.up(peer, outbound=outbound)
+        self._events.up(peer, outbound=dialled is not None)
         return link
 
     async def _run(self, link: _Connection) -> None:

@@ -16,6 +16,8 @@ class Limits:
     # connections and streams
     peers_max: int = 64
     """Connections kept at once."""
+    peers_inbound_max: int = 56
+    """Those of them that others have made: whoever dials here cannot keep this node from dialling."""
     streams_per_peer_max: int = 32
     """Inbound streams one peer may hold open."""
     dial_timeout_s: float = 10.0

@@ -13,6 +13,7 @@ The contract, beyond the types:
   closed when the handler returns.
 * A peer that sends past its receive window, or stops answering for ``Limits.peer_silence_s``, is
   disconnected, and a ``PeerDown`` with the reason is published.
+* At most ``Limits.peers_max`` peers are connected, of whom at most ``Limits.peers_inbound_max`` have dialled us.
 * All waits are bounded: ``connect`` by ``Limits.dial_timeout_s``, ``open_stream`` and every wait of a write
   for the peer to take more by ``Limits.stream_timeout_s``. Reads wait as long as the caller's own deadline.
 * ``aclose`` is graceful for what was sent before and abrupt for what the other side still sends. What has
@@ -90,6 +91,9 @@ class Transport(Protocol):
 
     def idle_peers(self) -> list[PeerId]:
         """The connected peers with whom no stream is open, sorted."""
+
+    def dialled(self, peer: PeerId) -> str | None:
+        """The address at which we have dialled a connected peer; None where it has dialled us, or is not connected."""
 
     def peer_events(self) -> trio.MemoryReceiveChannel[PeerEvent]:
         """A new subscription to connections coming and going; on overflow the oldest event is dropped."""

@@ -454,3 +454,11 @@ async def test_a_subscriber_that_does_not_listen_loses_the_oldest_events(clock: 
         await near.disconnect(far.local.peer, "again")
     assert events.statistics().current_buffer_used == world.limits.peer_events_max
     assert isinstance(events.receive_nowait(), PeerUp)
+
+
+async def test_whoever_dialled_knows_at_which_address(clock: Clock, pair: Pair) -> None:
+    near, far = pair
+    assert near.dialled(far.local.peer) == far.local.addresses[0]
+    assert far.dialled(near.local.peer) is None
+    await near.disconnect(far.local.peer, "enough")
+    assert near.dialled(far.local.peer) is None

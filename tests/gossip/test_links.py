@@ -12,8 +12,9 @@ from blake3 import blake3
 from gossip.address_book import AddressBook
 from gossip.anti_entropy import AntiEntropy
 from gossip.ledger import BAN_S, PeerLedger
-from gossip.links import HELLO_WAIT_S, Links, fetch_spec
+from gossip.links import HELLO_WAIT_S, Links
 from gossip.messages import HELLO_PROTOCOL, PROTOCOL_VERSION, Hello, Notice, Notices, WantPeers, WantSpec
+from gossip.newcomer import fetch_spec
 from gossip.notices import NoticeTable
 from netsim.network import address_of, open_sim_network
 from p2p.codec import decode

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import trio
 from trio.testing import MockClock
 
-from gossip.links import fetch_spec, members_known_to
+from gossip.newcomer import fetch_spec, members_known_to
 from gossip.store import ShardStore
 from netsim.network import address_of
 from netsim.world import Machine, World, open_world

@@ -186,6 +186,22 @@ async def test_more_peers_than_allowed_are_turned_away() -> None:
             await host.connect(second.local)
 
 
+async def test_whoever_dials_here_leaves_room_for_our_own_choice() -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        host = await stack.enter_async_context(open_host(Limits(peers_max=3, peers_inbound_max=1)))
+        guests = [await stack.enter_async_context(open_host()) for _ in range(4)]
+        for guest in guests[:3]:
+            with contextlib.suppress(PeerUnreachable):
+                await guest.connect(host.local)
+        with trio.fail_after(5):
+            while not host.peers():
+                await trio.sleep(0.01)
+        assert len(host.peers()) == 1
+        await host.connect(guests[3].local)
+        assert host.dialled(guests[3].local.peer) == guests[3].local.addresses[0]
+        assert await echoes(host, guests[3])
+
+
 async def test_a_peer_that_falls_silent_is_dropped() -> None:
     """A frozen process keeps its sockets open; only the missing signs of life tell. Played by a frozen proxy."""
     frozen = False
