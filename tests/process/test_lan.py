@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -66,22 +67,24 @@ def test_a_flood_of_announcements_comes_to_few_candidates_and_none_elsewhere(tmp
 
 
 @pytest.mark.process
-def test_a_network_that_comes_later_is_searched_too(tmp_path: Path) -> None:
-    """As when a laptop is carried home: at first there is no network, and then there is one."""
-    with local_network(2) as (left, right):
+def test_two_on_one_machine_and_one_whose_network_comes_later_find_each_other(tmp_path: Path) -> None:
+    """As when a laptop is carried home: at first it has no network, and then there is one."""
+    with local_network(2) as (left, right), contextlib.ExitStack() as stack:
         ip("-n", right, "addr", "flush", "dev", "eth0")
-        logs = [tmp_path / "left.log", tmp_path / "right.log"]
-        command = [str(SEARCH), str(2 * INTERFACES_LOOK_S)]
-        with (
-            running(command, logs[0], namespace=left) as first,
-            running(command, logs[1], namespace=right) as second,
-        ):
-            time.sleep(INTERFACES_LOOK_S / 2)
-            ip("-n", right, "addr", "add", "10.77.0.2/24", "dev", "eth0")
-            assert first.wait(60) == second.wait(60) == 0
-    assert "no search of the local network for now" in logs[1].read_text()
-    for log_file, other in zip(logs, ("10.77.0.2", "10.77.0.1"), strict=True):
-        assert [record["addresses"] for record in candidates(log_file)] == [[f"/ip4/{other}/tcp/4100"]]
+        logs = [tmp_path / name for name in ("one.log", "other.log", "late.log")]
+        searches = [
+            stack.enter_context(
+                running([str(SEARCH), str(3 * INTERFACES_LOOK_S)], log_file, namespace=namespace)
+            )
+            for log_file, namespace in zip(logs, (left, left, right), strict=True)
+        ]
+        time.sleep(INTERFACES_LOOK_S)
+        ip("-n", right, "addr", "add", "10.77.0.2/24", "dev", "eth0")
+        assert [search.wait(90) for search in searches] == [0, 0, 0]
+    assert "no search of the local network for now" in logs[2].read_text()
+    for log_file, others in zip(logs, ([1, 2], [1, 2], [1, 1]), strict=True):
+        found = sorted(record["addresses"][0] for record in candidates(log_file))
+        assert found == [f"/ip4/10.77.0.{number}/tcp/4100" for number in others]
 
 
 def candidates(log_file: Path) -> list[dict[str, Any]]:
