@@ -179,7 +179,7 @@ def _rendezvous_lines(status: NodeStatus) -> list[tuple[str, str]]:
             "run",
             f"{escape(status.run_name)} ({status.run_id[:16]})  [bold]rendezvous[/]: holds no model, is no member",
         ),
-        ("net", _net_text(status)),
+        *_network_lines(status),
     ]
 
 
@@ -196,11 +196,18 @@ def _member_lines(status: NodeStatus) -> list[tuple[str, str]]:
             f"{status.parameters:,} parameters",
         ),
         *_exchange_lines(status),
-        ("net", _net_text(status)),
+        *_network_lines(status),
         (
             "disk",
             f"{format_bytes(status.disk_bytes)} of shards  checkpoint at step {status.checkpoint_step:,}",
         ),
+    ]
+
+
+def _network_lines(status: NodeStatus) -> list[tuple[str, str]]:
+    return [
+        ("members", f"{members_text(status)}   {linked(status)} connected"),
+        ("net", f"sent {format_bytes(status.bytes_sent)}, received {format_bytes(status.bytes_received)}"),
     ]
 
 

@@ -21,7 +21,14 @@ from node.home import Home
 from node.rendezvous import Rendezvous
 from node.runtime import ContactOptions
 from node.status import NodeStatus
-from node.surroundings import AGENT, follow_lan, obey_signals, open_surroundings, wall_time_s
+from node.surroundings import (
+    AGENT,
+    follow_lan,
+    obey_signals,
+    open_surroundings,
+    serve_status,
+    wall_time_s,
+)
 from node.version import VERSION
 from p2p.errors import GossamerError
 from training.run_spec import RunSpec
@@ -63,6 +70,8 @@ async def _live(
             commands = RendezvousCommands(rendezvous, name=config.name, stop_now=nursery.cancel_scope.cancel)
             nursery.start_soon(obey_signals, rendezvous.stop, nursery.cancel_scope)
             await nursery.start(serve_control, home.control_socket, commands.handlers())
+            if around.metrics is not None:
+                nursery.start_soon(serve_status, around.metrics, commands.snapshot)
             if around.found is not None:
                 nursery.start_soon(follow_lan, around.found, rendezvous.links)
             log.info(
@@ -103,7 +112,11 @@ class RendezvousCommands:
         )
 
     async def status(self, _: GetStatus) -> NodeStatus:
-        """One snapshot, in which everything about a model is nothing."""
+        """One snapshot."""
+        return self.snapshot()
+
+    def snapshot(self) -> NodeStatus:
+        """The same, for who asks from inside. Everything about a model is nothing."""
         rendezvous, now_s = self._rendezvous, trio.current_time()
         transport = rendezvous.transport
         traffic = transport.traffic()
