@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 from collections.abc import Callable
@@ -22,6 +23,11 @@ MERGE_TIMEOUT_S = 150.0
 WORK_TIMEOUT_S = 600.0
 """Evaluating, sampling and exporting wait for the weights and then for the work."""
 REFRESH_S = 2.0
+HAND_OVER_WAIT_S = 120.0
+"""For a merge under way to end."""
+EXIT_S_MAX = 20.0
+"""A node that stops promises to be gone within ten seconds."""
+LOOK_S = 0.1
 
 merge_app = typer.Typer(help="The global merge: one exact average over all members.", no_args_is_help=True)
 
@@ -260,12 +266,58 @@ def sample(
 def stop(
     common: Common,
     now: Annotated[bool, typer.Option("--now", help="At once: no checkpoint, no goodbye.")] = False,
+    hand_over: Annotated[
+        bool,
+        typer.Option(
+            "--hand-over", help="For an update: after a merge under way; returns when it has exited."
+        ),
+    ] = False,
 ) -> None:
     """Stop the node: it writes a checkpoint, tells its peers and exits within ten seconds."""
     from node.control import Stop
 
+    if now and hand_over:
+        raise typer.BadParameter("--now and --hand-over contradict each other")
+    if hand_over:
+        _hand_over(common)
+        return
     common.ask("stop", Stop(now=now))
     common.print({"stopping": True, "now": now}, "stopped" if now else "stopping: checkpoint, goodbye")
+
+
+def _hand_over(common: Common) -> None:
+    from node.control import HandOver
+    from node.status import NodeStatus
+
+    before = common.ask("status", result_type=NodeStatus)
+    common.err().print("handing over: a merge under way may end first, then checkpoint and goodbye")
+    answer: dict[str, Any] = common.ask(
+        "hand_over", HandOver(wait_s=HAND_OVER_WAIT_S), timeout_s=HAND_OVER_WAIT_S + EXIT_S_MAX
+    )
+    if not _await_end(before.pid, EXIT_S_MAX):
+        raise GossamerError(
+            f"the node (process {before.pid}) has not exited within {EXIT_S_MAX:g} s",
+            why="a new one cannot start in this home before it has",
+            fix="gossamer stop --now    it goes on from its last checkpoint then",
+        )
+    end = "no merge is lost" if answer["settled"] else "a merge that did not end will be caught up with"
+    common.print(
+        {"pid": before.pid, "settled": answer["settled"]},
+        f"handed over: process {before.pid} has exited, {end}\n"
+        "next         gossamer run goes on in this home; a service does so by itself",
+    )
+
+
+def _await_end(pid: int, timeout_s: float) -> bool:
+    """Whether process ``pid`` ended within ``timeout_s``. Its socket goes earlier, its lock on the home with it."""
+    pause = threading.Event()
+    for _ in range(round(timeout_s / LOOK_S)):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        pause.wait(LOOK_S)
+    return False
 
 
 def parse_duration_s(text: str) -> int:

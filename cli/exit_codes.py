@@ -26,6 +26,7 @@ class ExitCode(enum.IntEnum):
     CHECK_FAILED = 7, "a check found something wrong, for example nodes whose merged weights differ"
     NO_PEERS = 8, "no peer could be reached in time"
     DISK = 9, "the disk is full, or what is on it is damaged beyond repair"
+    HANDED_OVER = 10, "stopped for another version to go on in this home; service managers start it again"
     INTERRUPTED = 130, "stopped by Ctrl-C"
 
     def __new__(cls, value: int, meaning: str) -> ExitCode:

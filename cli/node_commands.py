@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.common import Common, command
+from cli.exit_codes import ExitCode
 
 if TYPE_CHECKING:
     from node.config import NodeConfig
@@ -257,7 +258,8 @@ def _live(
         return
     from node.daemon import run_node
 
-    run_node(home, config, spec=spec, run=run, bootstrap=bootstrap, linger=linger)
+    if run_node(home, config, spec=spec, run=run, bootstrap=bootstrap, linger=linger):
+        raise typer.Exit(ExitCode.HANDED_OVER)
 
 
 def _die_with(parent: int) -> None:

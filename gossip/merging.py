@@ -165,6 +165,11 @@ class Merger:
         return self._chain.head_record
 
     @property
+    def under_way(self) -> bool:
+        """Whether this node has contributed to a merge that is not decided, or has not taken over one that is."""
+        return bool(self._member.contributions(self.head)) or self._adopted != self.head
+
+    @property
     def problem(self) -> str:
         """What stands in the way of the present merge, for people; empty when nothing does."""
         return self._member.problem or self._problem

@@ -24,6 +24,7 @@ from node.control import (
     GetSpec,
     GetStatus,
     Handler,
+    HandOver,
     MakeInvite,
     MergeNow,
     Sample,
@@ -54,12 +55,15 @@ class Commands:
         self._task = task
         self._name = name
         self._stop_now = stop_now
+        self.handed_over = False
+        """Whether somebody asked for the node to be stopped so that another process goes on."""
 
     def handlers(self) -> dict[str, Handler]:
         """By method name, for ``serve_control``."""
         return {
             "status": self.status,
             "stop": self.stop,
+            "hand_over": self.hand_over,
             "merge_now": self.merge_now,
             "foretell_merge": self.foretell_merge,
             "export": self.export,
@@ -94,6 +98,14 @@ class Commands:
         else:
             self._node.stop()
         return {}
+
+    async def hand_over(self, request: HandOver) -> dict[str, Any]:
+        """Stop at a good moment, for another process to go on; the answer comes once that moment is there."""
+        with trio.move_on_after(request.wait_s) as waiting:
+            await self._node.wait_settled()
+        self.handed_over = True
+        self._node.stop()
+        return {"settled": not waiting.cancelled_caught}
 
     async def merge_now(self, _: MergeNow) -> MergeReport:
         """Merge with whoever is alive, at once."""

@@ -63,6 +63,15 @@ class Stop(Params, frozen=True):
     now: bool = False
 
 
+class HandOver(Params, frozen=True):
+    """``hand_over`` -> {settled}: let a merge under way end, then stop, for another process to go on in this home.
+
+    ``settled`` is false when the merge had not ended ``wait_s`` later; the node stops all the same.
+    """
+
+    wait_s: Annotated[float, Meta(ge=0, le=600)]
+
+
 class MergeNow(Params, frozen=True):
     """``merge_now`` -> MergeReport, once the merge is committed."""
 
@@ -119,6 +128,7 @@ class VerifyLogs(Params, frozen=True):
 METHODS: Mapping[str, type[Params]] = {
     "status": GetStatus,
     "stop": Stop,
+    "hand_over": HandOver,
     "merge_now": MergeNow,
     "foretell_merge": ForetellMerge,
     "export": Export,

@@ -6,6 +6,7 @@ is had in ``node.surroundings``; then comes the learner, and with it the node's 
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -27,6 +28,7 @@ from node.life import begin_life
 from node.node import Node
 from node.one_byte_node import OneByteNode
 from node.runtime import NodeOptions, Runtime
+from node.service_manager import ServiceManager
 from node.surroundings import (
     AGENT,
     Surroundings,
@@ -58,13 +60,14 @@ def run_node(
     run: bytes | None = None,
     bootstrap: Sequence[str] = (),
     linger: bool = True,
-) -> None:
+) -> bool:
     """Run a node until it is told to stop; with ``linger`` False also until its run is finished.
 
     The run is given by its ``spec``, or by its id ``run``, whose spec is then taken from disk or from the ``bootstrap``
-    peers (multiaddrs that end in ``/p2p/<peer id>``). Raises GossamerError for whatever the user can mend.
+    peers (multiaddrs that end in ``/p2p/<peer id>``). Returns whether the node handed over to a process that is to go
+    on in this home. Raises GossamerError for whatever the user can mend.
     """
-    trio.run(
+    return trio.run(
         partial(_live, home, config, spec=spec, run=run, bootstrap=tuple(bootstrap), linger=linger),
         strict_exception_groups=True,
     )
@@ -78,7 +81,7 @@ async def _live(
     run: bytes | None,
     bootstrap: Sequence[str],
     linger: bool,
-) -> None:
+) -> bool:
     async with open_surroundings(home, config, spec=spec, run=run, bootstrap=bootstrap) as around:
         state = await begin_life(around.disk, wall_time_s=wall_time_s())
         learner = await _build_learner(around)
@@ -104,10 +107,10 @@ async def _live(
             node = OneByteNode(runtime, options, spec=around.spec, state=state, learner=learner)
         else:
             node = GossipNode(runtime, options, spec=around.spec, state=state, trainer=learner)
-        await _run_with_controls(node, around, task=learner.task, linger=linger)
+        return await _run_with_controls(node, around, task=learner.task, linger=linger)
 
 
-async def _run_with_controls(node: Node, around: Surroundings, *, task: Task, linger: bool) -> None:
+async def _run_with_controls(node: Node, around: Surroundings, *, task: Task, linger: bool) -> bool:
     async with trio.open_nursery() as nursery:
         commands = Commands(node, task=task, name=around.config.name, stop_now=nursery.cancel_scope.cancel)
         nursery.start_soon(obey_signals, node.stop, nursery.cancel_scope)
@@ -122,9 +125,11 @@ async def _run_with_controls(node: Node, around: Surroundings, *, task: Task, li
             "node up", peer=node.local, run=node.spec.name, addresses=node.runtime.transport.local.addresses
         )
         nursery.start_soon(_log_progress, node)
+        nursery.start_soon(ServiceManager(os.environ, pid=os.getpid()).keep_told, partial(_in_words, node))
         await node.run()
         nursery.cancel_scope.cancel()
     log.info("node down", step=node.step, checkpoint=node.checkpoints.step)
+    return commands.handed_over
 
 
 async def _build_learner(around: Surroundings) -> Trainer | OneByteLearner:
@@ -177,6 +182,11 @@ async def _log_progress(node: Node) -> None:
                 **node.facts(),
                 peers=len(node.members.alive(trio.current_time())),
             )
+
+
+def _in_words(node: Node) -> str:
+    """What ``systemctl status`` shows."""
+    return node.current_problem() or f"{node.phase}, step {node.step} of {node.spec.train.steps}"
 
 
 async def _stop_when_finished(node: Node) -> None:

@@ -281,6 +281,11 @@ class GossipNode(Node):
         nursery.start_soon(self.merges.run)
         nursery.start_soon(self.checkpointer.run)
 
+    async def wait_settled(self) -> None:
+        """Return when no merge is under way. Of one that this process has contributed to, the next would know no more
+        what it contributed, and could only take the average in place of its weights."""
+        await self.merges.wait_settled()
+
     async def _make_durable(self) -> None:
         await self.checkpointer.take()
 

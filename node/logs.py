@@ -8,16 +8,21 @@ standard library's logging come out of the same door.
 from __future__ import annotations
 
 import logging
+import os
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import IO, Any
 
 import structlog
 
-from node.config import NodeConfig
+from node.config import ConfigError, NodeConfig
 
 _PEER_ID = re.compile(r"\b12D3KooW[1-9A-HJ-NP-Za-km-z]{44}\b")
+
+
+STDERR_FILENO = 2
 
 
 class LogSink:
@@ -40,13 +45,34 @@ class LogSink:
         return self._stream.isatty()
 
     def reopen(self) -> None:
-        """Open the log file again (SIGHUP, after a rotation); a no-op on standard error."""
-        if self._path is not None:
-            self._stream.close()
-            self._stream = self._open()
+        """Open the log file again (SIGHUP, after a rotation); a no-op on standard error.
+
+        Safe at any moment and in a signal handler: the stream stays as it is, and what it writes to is exchanged in one
+        system call, so that a line being written lands whole in one of the two files. A file that cannot be opened
+        leaves everything as it was, and is told of on standard error: a log is no reason to die.
+        """
+        if self._path is None:
+            return
+        try:
+            anew = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            text = f"cannot open {self._path} anew: {error.strerror}; logging goes on where it went before\n"
+            os.write(STDERR_FILENO, text.encode(errors="replace"))
+            return
+        os.dup2(anew, self._stream.fileno(), inheritable=False)
+        os.close(anew)
 
     def _open(self) -> IO[str]:
-        return sys.stderr if self._path is None else self._path.open("a", buffering=1)
+        if self._path is None:
+            return sys.stderr
+        try:
+            return self._path.open("a", buffering=1)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot open the log file {self._path}: {error.strerror}",
+                why="a node that cannot say what it does is not started",
+                fix=f"mkdir -p {shlex.quote(str(self._path.parent))}    or set another log_file in config.toml",
+            ) from error
 
 
 def set_up_logging(config: NodeConfig, *, color: bool = True) -> LogSink:

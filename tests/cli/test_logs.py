@@ -1,14 +1,16 @@
 """Log lines: JSON for machines, short peer ids for people, and a file that can be rotated."""
 
+import itertools
 import json
 import logging
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
 import structlog
 
-from node.config import NodeConfig
+from node.config import ConfigError, NodeConfig
 from node.logs import set_up_logging
 from p2p.identity import Identity
 
@@ -77,3 +79,47 @@ def test_a_rotated_file_is_opened_anew(tmp_path: Path) -> None:
     structlog.get_logger().info("after")
     assert json.loads((tmp_path / "node.log.1").read_text())["event"] == "before"
     assert json.loads(file.read_text())["event"] == "after"
+
+
+def test_a_file_that_cannot_be_opened_anew_is_told_of_and_the_old_one_goes_on(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "logs").mkdir()
+    sink = set_up_logging(NodeConfig(log_format="json", log_file=tmp_path / "logs" / "node.log"))
+    (tmp_path / "logs").rename(tmp_path / "away")
+    sink.reopen()
+    structlog.get_logger().info("still here")
+    assert json.loads((tmp_path / "away" / "node.log").read_text())["event"] == "still here"
+    assert "logging goes on where it went before" in capfd.readouterr().err
+
+
+def test_a_log_file_in_a_folder_that_is_not_there_is_refused_with_the_cure(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        set_up_logging(NodeConfig(log_file=tmp_path / "logs" / "node.log"))
+    assert f"mkdir -p {tmp_path / 'logs'}" in caught.value.fix
+
+
+def test_no_line_of_any_thread_is_lost_or_torn_by_rotations(tmp_path: Path) -> None:
+    """Lanes log from worker threads while the signal is handled in the main one."""
+    file, writers, lines = tmp_path / "node.log", 3, 2_000
+    sink = set_up_logging(NodeConfig(log_format="json", log_file=file))
+
+    def write(writer: int) -> None:
+        for number in range(lines):
+            structlog.get_logger().info("line", writer=writer, number=number)
+
+    with ThreadPoolExecutor(writers) as pool:
+        pending = [pool.submit(write, writer) for writer in range(writers)]
+        for rotation in itertools.count():
+            if all(future.done() for future in pending):
+                break
+            file.rename(tmp_path / f"node.log.{rotation}")
+            sink.reopen()
+            wait(pending, timeout=0.01)
+        for future in pending:
+            future.result()
+    assert rotation > 2
+    told = [json.loads(line) for part in tmp_path.glob("node.log*") for line in part.open()]
+    assert sorted((line["writer"], line["number"]) for line in told) == [
+        (writer, number) for writer in range(writers) for number in range(lines)
+    ]
