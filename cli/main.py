@@ -15,7 +15,15 @@ import msgspec
 import typer
 from rich.console import Console
 
-from cli import ask_commands, home_commands, node_commands, sim_commands, testnet, train_commands
+from cli import (
+    ask_commands,
+    home_commands,
+    node_commands,
+    service_commands,
+    sim_commands,
+    testnet,
+    train_commands,
+)
 from cli.common import Common, remember_global_options
 from cli.exit_codes import ExitCode, exit_code_of
 from p2p.errors import GossamerError
@@ -35,6 +43,7 @@ train_commands.register(app)
 ask_commands.register(app)
 testnet.register(app)
 sim_commands.register(app)
+service_commands.register(app)
 home_commands.register(app)
 
 _Misuse: Any = typer.BadParameter.__base__
