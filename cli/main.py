@@ -17,6 +17,7 @@ from rich.console import Console
 
 from cli import (
     ask_commands,
+    doctor,
     home_commands,
     node_commands,
     service_commands,
@@ -43,6 +44,7 @@ train_commands.register(app)
 ask_commands.register(app)
 testnet.register(app)
 sim_commands.register(app)
+doctor.register(app)
 service_commands.register(app)
 home_commands.register(app)
 

@@ -164,7 +164,7 @@ def status(common: Common, system: System = False, name: Name = None) -> None:
         "enabled": shown["UnitFileState"] == "enabled",
         "restarts": int(shown["NRestarts"] or 0),
         "pid": int(shown["MainPID"] or 0) or None,
-        "says": shown["StatusText"],
+        "says": shown["StatusText"] if active else "",
     }
     if not place.file.exists():
         lines = [f"service   {place.file.name} is not installed", f"next      {_install_line(system, name)}"]
@@ -173,9 +173,10 @@ def status(common: Common, system: System = False, name: Name = None) -> None:
         lines = [
             f"service   {place.file.name}  {shown['ActiveState']} ({shown['SubState']})  {enabled}"
             f"  restarted {result['restarts']} times",
-            f"says      {shown['StatusText'] or '-'}",
         ]
-        if not active:
+        if active:
+            lines.append(f"says      {shown['StatusText'] or '-'}")
+        else:
             lines.append(f"next      {place.typed('start', place.file.name)}")
     common.print(result, _plain("\n".join(lines)))
     if not active:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 
 import trio
 
-TELL_EVERY_S = 30.0
+TELL_EVERY_S = 5.0
 STATUS_CHARS_MAX = 200
 
 

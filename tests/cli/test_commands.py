@@ -24,7 +24,10 @@ Gossamer = Any
 def test_help_lists_every_command(gossamer: Gossamer) -> None:
     shown = gossamer("--help")
     assert shown.code == 0
-    names = "init run join invite stop status top peers merge export eval sample testnet sim config keys version help"
+    names = (
+        "init run join train invite stop status top peers merge export eval sample testnet sim doctor service config"
+        " keys version help"
+    )
     for name in names.split():
         assert f" {name} " in shown.out
 
@@ -68,6 +71,7 @@ def test_the_flags_of_daily_commands_are_few_and_known(gossamer: Gossamer) -> No
         "top": set(),
         "stop": {"--now", "--hand-over"},
         "invite": {"--peers", "--expires"},
+        "doctor": {"--bootstrap", "--bundle"},
         "export": {"--out", "--dtype", "--which"},
         "eval": {"--which", "--bytes"},
         "sample": {"--count", "--temperature", "--which"},
