@@ -7,7 +7,7 @@ from functools import partial
 
 import trio
 
-from node.control import Evaluate, Export, Handler, MakeInvite, Sample, Stop, serve_control
+from node.control import Evaluate, Export, Handler, HandOver, MakeInvite, Sample, Stop, serve_control
 from node.home import Home
 from node.status import (
     Foretold,
@@ -133,6 +133,7 @@ class FakeNode:
         return {
             "status": self._get_status,
             "stop": self._record,
+            "hand_over": self._hand_over,
             "merge_now": self._merge_now,
             "foretell_merge": self._foretell,
             "export": self._export,
@@ -149,6 +150,10 @@ class FakeNode:
     async def _record(self, params: Stop) -> object:
         self.asked.append(params)
         return {}
+
+    async def _hand_over(self, params: HandOver) -> object:
+        self.asked.append(params)
+        return {"settled": False}
 
     async def _merge_now(self, _: object) -> object:
         return MERGE

@@ -1,6 +1,7 @@
 """Whole command lines against a fake node: what they print, where, and the code they end with."""
 
 import json
+import os
 import stat
 from pathlib import Path
 from typing import Any
@@ -8,17 +9,20 @@ from typing import Any
 import msgspec
 import pytest
 
+import cli.ask_commands
 import cli.exit_codes
 from cli.ask_commands import parse_duration_s
 from cli.exit_codes import ExitCode, exit_code_of
 from cli.views import status_text
-from node.control import ControlError, Evaluate, Export, MakeInvite, Sample, Stop
+from node.control import ControlError, Evaluate, Export, HandOver, MakeInvite, Sample, Stop
 from node.home import Home
 from p2p.errors import GossamerError
 from tests.cli.fake_node import MERGE, PEERS, FakeNode, status_of
 
 pytestmark = pytest.mark.usefixtures("home")
 Gossamer = Any
+PID_OF_NOBODY = 2**30
+"""Above what any kernel gives out."""
 
 
 def test_help_lists_every_command(gossamer: Gossamer) -> None:
@@ -135,6 +139,25 @@ def test_peers_lists_the_connected_first(gossamer: Gossamer, node: FakeNode) -> 
     lines = gossamer("peers").out.splitlines()
     assert [line.split()[0] for line in lines] == ["peer", "BBBBBBBB", "CCCCCCCC"]
     assert "hash" in lines[2]
+
+
+def test_a_hand_over_waits_for_the_process_to_be_gone(
+    gossamer: Gossamer, node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.status = status_of(0, pid=PID_OF_NOBODY)
+    gone = gossamer("stop", "--hand-over")
+    assert (gone.code, "gossamer run goes on" in gone.out) == (ExitCode.OK, True)
+    assert "a merge that did not end will be caught up with" in gone.out
+    assert [type(request) for request in node.asked] == [HandOver]
+    monkeypatch.setattr(cli.ask_commands, "EXIT_S_MAX", 0.3)
+    node.status = status_of(0, pid=os.getpid())
+    still_there = gossamer("stop", "--hand-over")
+    assert (still_there.code, "gossamer stop --now" in still_there.err) == (ExitCode.FAILED, True)
+
+
+def test_at_once_and_in_good_order_is_too_much_to_ask(gossamer: Gossamer, node: FakeNode) -> None:
+    assert gossamer("stop", "--now", "--hand-over").code == ExitCode.USAGE
+    assert node.asked == []
 
 
 def test_merge_export_eval_sample_invite_stop(gossamer: Gossamer, node: FakeNode, tmp_path: Path) -> None:

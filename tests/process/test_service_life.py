@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from tests.process.swarm import SPEC, gossamer, merged_alike, small_swarm, until
 pytestmark = pytest.mark.process
 
 WAIT_S_MAX = 90.0
+README = Path(__file__).parents[2] / "README.md"
 
 
 @contextlib.contextmanager
@@ -85,6 +85,14 @@ def events(*files: Path) -> list[str]:
     return [json.loads(line)["event"] for file in files for line in file.read_text().splitlines()]
 
 
+def after_rotation(home: Home) -> None:
+    """What logrotate does, as the README has it."""
+    snippet = README.read_text().partition("postrotate\n")[2].partition("endscript")[0]
+    script = snippet.replace("/home/ada/.local/state/gossamer", str(home.state_folder))
+    assert str(home.lock_file) in script
+    subprocess.run(["sh", "-ec", script], check=True, timeout=30)
+
+
 @pytest.mark.timeout(180)
 async def test_a_rotated_log_goes_on_in_a_new_file_and_no_line_is_lost(tmp_path: Path) -> None:
     home = home_with_key(tmp_path / "home")
@@ -99,16 +107,17 @@ async def test_a_rotated_log_goes_on_in_a_new_file_and_no_line_is_lost(tmp_path:
         file.rename(old)
         assert gossamer("merge", "now", "--home", home.data_folder).returncode == ExitCode.OK
         assert not file.exists()  # A file that was only moved is the same file.
-        process.send_signal(signal.SIGHUP)
+        after_rotation(home)
         with trio.fail_after(WAIT_S_MAX):
             while not file.exists():
                 await trio.sleep(0.05)
         assert gossamer("merge", "now", "--home", home.data_folder).returncode == ExitCode.OK
         logs.rename(tmp_path / "away")
-        process.send_signal(signal.SIGHUP)  # To no avail: the folder is gone.
+        after_rotation(home)  # To no avail: the folder is gone.
         assert gossamer("merge", "now", "--home", home.data_folder).returncode == ExitCode.OK
         process.terminate()
         assert process.wait(WAIT_S_MAX) == ExitCode.OK
+    after_rotation(home)  # Nobody holds the home: whoever has that process id now is left alone.
     before, after = events(tmp_path / "away" / "node.log.1"), events(tmp_path / "away" / "node.log")
     assert (before[0], before.count("merged")) == ("node up", 1)
     assert (after[-1], after.count("merged")) == ("node down", 2)
