@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
 from cli.common import Common, command
 from cli.exit_codes import ExitCode
@@ -142,7 +143,7 @@ def install(
         "started": now,
         "next": [*next_commands, *([linger] if linger else [])],
     }
-    common.print(result, _plain("\n".join(lines)))
+    common.print(result, escape("\n".join(lines)))
 
 
 @command(service_app, "status")
@@ -167,7 +168,10 @@ def status(common: Common, system: System = False, name: Name = None) -> None:
         "says": shown["StatusText"] if active else "",
     }
     if not place.file.exists():
-        lines = [f"service   {place.file.name} is not installed", f"next      {_install_line(system, name)}"]
+        lines = [
+            f"service   {place.file.name} is not installed",
+            f"next      gossamer service install{_flags(system, name)}",
+        ]
     else:
         enabled = "starts with the machine" if result["enabled"] else "not enabled"
         lines = [
@@ -178,7 +182,7 @@ def status(common: Common, system: System = False, name: Name = None) -> None:
             lines.append(f"says      {shown['StatusText'] or '-'}")
         else:
             lines.append(f"next      {place.typed('start', place.file.name)}")
-    common.print(result, _plain("\n".join(lines)))
+    common.print(result, escape("\n".join(lines)))
     if not active:
         raise typer.Exit(ExitCode.NO_DAEMON)
 
@@ -198,7 +202,7 @@ def uninstall(common: Common, system: System = False, name: Name = None) -> None
     place.run("disable", "--now", place.file.name)
     place.file.unlink()
     place.run("daemon-reload")
-    common.print({"removed": str(place.file)}, _plain(f"stopped and removed  {place.file}"))
+    common.print({"removed": str(place.file)}, escape(f"stopped and removed  {place.file}"))
 
 
 def _place(name: str | None, system: bool) -> _Place:
@@ -356,15 +360,5 @@ def _with_home(words: str, home: Home) -> str:
     return words if home.data_folder == default else f"{words} --home {shlex.quote(str(home.data_folder))}"
 
 
-def _install_line(system: bool, name: str | None) -> str:
-    return f"gossamer service install{_flags(system, name)}"
-
-
 def _flags(system: bool, name: str | None) -> str:
     return (" --system" if system else "") + ("" if name is None else f" --name {name}")
-
-
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

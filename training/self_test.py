@@ -1,6 +1,6 @@
 """A device against arithmetic: a small product and its gradients, compared with the same in fp64 on the CPU.
 
-Owns the inputs and the error that is allowed. ``python -m training.self_test DEVICE`` prints the outcome as JSON, in a
+Owns the inputs, which are the same everywhere. ``python -m training.self_test DEVICE`` prints the outcome as JSON, in a
 process of its own, since a broken driver takes the process along that wakes it.
 """
 
@@ -16,8 +16,6 @@ from p2p.errors import GossamerError
 from training.trainer import resolve_device
 
 ROWS, INNER, COLUMNS = 64, 256, 96
-ERROR_MAX = 1e-3
-"""Of the largest value, in fp32. Ordinary rounding makes it 1e-6, TF32 a few 1e-4, a broken device anything."""
 
 
 class SelfTest(msgspec.Struct, frozen=True, kw_only=True):
