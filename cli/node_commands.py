@@ -254,11 +254,12 @@ def _live(
     if bootstrap_only:
         from node.rendezvous_daemon import run_rendezvous
 
-        run_rendezvous(home, config, spec=spec, run=run, bootstrap=bootstrap)
-        return
-    from node.daemon import run_node
+        handed_over = run_rendezvous(home, config, spec=spec, run=run, bootstrap=bootstrap)
+    else:
+        from node.daemon import run_node
 
-    if run_node(home, config, spec=spec, run=run, bootstrap=bootstrap, linger=linger):
+        handed_over = run_node(home, config, spec=spec, run=run, bootstrap=bootstrap, linger=linger)
+    if handed_over:
         raise typer.Exit(ExitCode.HANDED_OVER)
 
 

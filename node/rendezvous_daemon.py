@@ -16,10 +16,21 @@ import trio
 
 from node.answers import describe_member, make_invite, show_spec
 from node.config import NodeConfig
-from node.control import METHODS, GetSpec, GetStatus, Handler, MakeInvite, Params, Stop, serve_control
+from node.control import (
+    METHODS,
+    GetSpec,
+    GetStatus,
+    Handler,
+    HandOver,
+    MakeInvite,
+    Params,
+    Stop,
+    serve_control,
+)
 from node.home import Home
 from node.rendezvous import Rendezvous
 from node.runtime import ContactOptions
+from node.service_manager import ServiceManager
 from node.status import NodeStatus
 from node.surroundings import (
     AGENT,
@@ -43,12 +54,13 @@ def run_rendezvous(
     spec: RunSpec | None = None,
     run: bytes | None = None,
     bootstrap: Sequence[str] = (),
-) -> None:
+) -> bool:
     """Run a rendezvous until it is told to stop. The run is named as for ``node.daemon.run_node``.
 
-    Raises GossamerError for whatever the user can mend.
+    Returns whether it handed over to a process that is to go on in this home. Raises GossamerError for whatever the
+    user can mend.
     """
-    trio.run(
+    return trio.run(
         partial(_live, home, config, spec=spec, run=run, bootstrap=tuple(bootstrap)),
         strict_exception_groups=True,
     )
@@ -56,7 +68,7 @@ def run_rendezvous(
 
 async def _live(
     home: Home, config: NodeConfig, *, spec: RunSpec | None, run: bytes | None, bootstrap: Sequence[str]
-) -> None:
+) -> bool:
     async with open_surroundings(home, config, spec=spec, run=run, bootstrap=bootstrap) as around:
         rendezvous = Rendezvous(
             transport=around.transport,
@@ -80,9 +92,12 @@ async def _live(
                 run=around.spec.name,
                 addresses=around.transport.local.addresses,
             )
+            manager = ServiceManager(os.environ, pid=os.getpid())
+            nursery.start_soon(manager.keep_told, lambda: rendezvous.links.problem or "rendezvous")
             await rendezvous.run()
             nursery.cancel_scope.cancel()
         log.info("rendezvous down")
+        return commands.handed_over
 
 
 class RendezvousCommands:
@@ -92,6 +107,8 @@ class RendezvousCommands:
         self._rendezvous = rendezvous
         self._name = name
         self._stop_now = stop_now
+        self.handed_over = False
+        """Whether somebody asked for it to be stopped so that another process goes on."""
 
     def handlers(self) -> dict[str, Handler]:
         """By method name, for ``serve_control``; what needs a model is declined."""
@@ -99,6 +116,7 @@ class RendezvousCommands:
             **dict.fromkeys(METHODS, self.decline),
             "status": self.status,
             "stop": self.stop,
+            "hand_over": self.hand_over,
             "invite": self.invite,
             "spec": self.spec,
         }
@@ -159,6 +177,12 @@ class RendezvousCommands:
         else:
             self._rendezvous.stop()
         return {}
+
+    async def hand_over(self, _: HandOver) -> dict[str, Any]:
+        """Stop, for another process to go on; every moment is good."""
+        self.handed_over = True
+        self._rendezvous.stop()
+        return {"settled": True}
 
     async def invite(self, request: MakeInvite) -> dict[str, Any]:
         """One line that lets others join."""

@@ -205,8 +205,8 @@ async def _known_peers(subject: Subject) -> list[PeerRecord]:
 
 async def _ask(transport: Transport, record: PeerRecord, run: bytes | None, answers: _Answers) -> None:
     """Dial, have the peer prove its id, ask for the run's spec, and for what members say of themselves."""
-    from gossip.links import fetch_spec
     from gossip.messages import HELLO_PROTOCOL, Notices, WantPeers
+    from gossip.newcomer import fetch_spec
     from p2p.rpc import call
 
     timeout_s = DIAL_LIMITS.call_timeout_s
