@@ -168,6 +168,16 @@ def test_a_line_for_where_there_is_no_terminal() -> None:
     )
 
 
+def obey_ctrl_c() -> None:
+    """A shell starts what runs in its background with SIGINT ignored, and so would be what the tests start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def on_a_terminal() -> None:
+    obey_ctrl_c()
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
 def started(*arguments: str, stdin: int, stdout: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "cli", "top", *arguments],
@@ -175,6 +185,7 @@ def started(*arguments: str, stdin: int, stdout: int) -> subprocess.Popen[bytes]
         stdout=stdout,
         stderr=subprocess.PIPE,
         start_new_session=True,
+        preexec_fn=obey_ctrl_c,
     )
 
 
@@ -220,7 +231,7 @@ class Terminal:
             stdout=theirs,
             stderr=theirs,
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=on_a_terminal,
             env=os.environ | {"TERM": "xterm-256color"},
         )
 

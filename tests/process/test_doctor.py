@@ -19,7 +19,7 @@ from node.home import Home
 from tests.process.swarm import SPEC, gossamer
 from tests.process.test_service_life import home_with_key, running, status_when
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.slow]
 
 DAY_S = 86_400.0
 

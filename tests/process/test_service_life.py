@@ -20,7 +20,7 @@ from node.status import NodeStatus
 from p2p.errors import GossamerError
 from tests.process.swarm import SPEC, gossamer, merged_alike, small_swarm, until
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.slow]
 
 WAIT_S_MAX = 90.0
 README = Path(__file__).parents[2] / "README.md"
