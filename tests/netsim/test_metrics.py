@@ -29,7 +29,9 @@ class SketchedNode(GossipNode):
         self.exchanger = SimpleNamespace(mixes=0, mixes_failed=0)
         self.members = SimpleNamespace(alive=lambda now_s: [])
         self.runtime = SimpleNamespace(transport=SimpleNamespace(traffic=lambda: self.traffic))
-        self.trainer = SimpleNamespace(step=0, evaluate=lambda values=None: self.loss, read=lambda: torch.tensor(weights))
+        self.trainer = SimpleNamespace(
+            step=0, evaluate=lambda values=None: self.loss, read=lambda: torch.tensor(weights)
+        )
         self.adopted: list[bytes] = []
 
     async def _adopt(self, committed: object, record_hash: bytes, *, extra: int = 0) -> None:

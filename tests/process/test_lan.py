@@ -20,6 +20,7 @@ SEARCH_S = 8.0
 
 
 @pytest.mark.process
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 async def test_members_on_a_local_network_find_each_other_with_no_address_typed(tmp_path: Path) -> None:
     """One has the spec, one knows the run id alone, and a third, of another run, is left in peace."""
@@ -50,6 +51,7 @@ async def test_members_on_a_local_network_find_each_other_with_no_address_typed(
 
 
 @pytest.mark.process
+@pytest.mark.slow
 def test_a_flood_of_announcements_comes_to_few_candidates_and_none_elsewhere(tmp_path: Path) -> None:
     """300 lies, half of them about hosts outside of the network: what is left is slow and near."""
     with (
@@ -67,6 +69,7 @@ def test_a_flood_of_announcements_comes_to_few_candidates_and_none_elsewhere(tmp
 
 
 @pytest.mark.process
+@pytest.mark.slow
 def test_two_on_one_machine_and_one_whose_network_comes_later_find_each_other(tmp_path: Path) -> None:
     """As when a laptop is carried home: at first it has no network, and then there is one."""
     with local_network(2) as (left, right), contextlib.ExitStack() as stack:

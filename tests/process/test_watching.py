@@ -68,6 +68,7 @@ async def hold_open(port: int, byte_every_s: float) -> None:
 
 
 @pytest.mark.process
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 async def test_a_killed_peer_shows_within_ten_seconds(tmp_path: Path) -> None:
     (port,) = free_ports(1)
