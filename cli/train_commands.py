@@ -45,7 +45,7 @@ def new(
         str | None, typer.Option("--name", metavar="NAME", help="Of the run; the file's when not given.")
     ] = None,
 ) -> None:
-    """Write a commented run file with the choices that our measurements come to."""
+    """Write a commented run file to start from."""
     from training.default_run import default_run
     from training.run_spec import parse_run_spec, spec_as_toml
 

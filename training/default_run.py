@@ -1,4 +1,4 @@
-"""What a swarm does unless it is told otherwise: the choices that docs/QUALITY.md comes to.
+"""What a swarm does unless it is told otherwise.
 
 Owns the run spec of ``gossamer testnet up`` and of ``gossamer train new``. All begin alike, train by themselves, and
 merge every few steps: what each has learned travels as a difference from the last merge, and the average of these
