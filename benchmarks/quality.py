@@ -15,6 +15,7 @@ Relies on: ``benchmarks.quality_runs`` for the trials, which come to the same wh
 from __future__ import annotations
 
 import argparse
+import logging
 import statistics
 import sys
 import time
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+import structlog
 
 from benchmarks.experiments import as_markdown, replaced
 from benchmarks.quality_picture import draw
@@ -91,10 +93,13 @@ def by_default(**exchange: Any) -> dict[str, Any]:
     }
 
 
+EXACT = Method(BASELINE, how="data-parallel")
+CHOSEN = Method(DEFAULT, by_default())
+CHOSEN_OFTEN = by_default(every_steps=OFTEN)
 FROM_SCRATCH = (
-    Method(BASELINE, how="data-parallel"),
-    Method(DEFAULT, by_default()),
-    Method(f"{DEFAULT}, H = {OFTEN}", by_default(every_steps=OFTEN)),
+    EXACT,
+    CHOSEN,
+    Method(f"{DEFAULT}, H = {OFTEN}", CHOSEN_OFTEN),
     Method("local only", how="alone"),
     Method("final-only", {"schedule": {"preset": "final-only"}}),
     Method("FedAvg, H = 50", every(50)),
@@ -134,7 +139,7 @@ TABLES = (
     Table("eight-nodes", FROM_SCRATCH, nodes=8, batch=4, steps=1000),
     Table(
         "four-nodes",
-        (FROM_SCRATCH[0], Method(DEFAULT, by_default(every_steps=OFTEN))),
+        (EXACT, Method(DEFAULT, CHOSEN_OFTEN)),
         nodes=4,
         batch=8,
         steps=2000,
@@ -143,7 +148,7 @@ TABLES = (
     ),
     Table(
         "common-start",
-        (FROM_SCRATCH[0], FROM_SCRATCH[1]),
+        (EXACT, CHOSEN),
         nodes=4,
         batch=8,
         steps=2000,
@@ -301,6 +306,7 @@ def main() -> int:
     parser.add_argument("--page", type=Path, default=PAGE)
     parser.add_argument("--kept", type=Path, default=KEPT)
     arguments = parser.parse_args()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     corpus, kept, met = cache(lambda: Corpus.load("stdlib", None)), Kept(arguments.kept), True
     for table in TABLES:
         if arguments.tables and table.name not in arguments.tables:

@@ -16,9 +16,6 @@ from p2p.errors import GossamerError
 
 app = typer.Typer(help="Decide what a swarm trains.", no_args_is_help=True)
 
-NAME_CHARACTERS_MAX = 48
-"""Of a run (``training.run_spec``)."""
-
 ABOUT = {
     "model": "A byte-level GPT. Every member holds the whole of it.",
     "data": 'The sources of Python\'s standard library; for your own text: source = "text", --data PATH.',
@@ -49,8 +46,8 @@ def new(
     from training.default_run import default_run
     from training.run_spec import parse_run_spec, spec_as_toml
 
-    wanted = name or re.sub(r"[^a-z0-9._-]+", "-", file.stem.lower()).strip("-._")[:NAME_CHARACTERS_MAX]
-    text = commented(spec_as_toml(default_run(wanted or "run")))
+    wanted = name or re.sub(r"[^a-z0-9._-]+", "-", file.stem.lower()).strip("-._")
+    text = commented(spec_as_toml(default_run(wanted)))
     parse_run_spec(text, origin=f"called {wanted}")
     try:
         with file.open("x", encoding="utf-8") as out:

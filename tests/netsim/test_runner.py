@@ -316,7 +316,6 @@ def test_a_seed_draws_what_merges_send_where_the_scenario_leaves_it_to_it() -> N
     as_it_is = run_seed(scenario(duration_s=60, merge_every_s=20), nesterov, emit=lambda line: None)
     assert moved.verdict == as_it_is.verdict == "passed"
     assert moved.summary["commits"] >= 2
-    # Updates are half a byte a value where weights are four.
     assert moved.trace != as_it_is.trace
     assert "outer" not in plan(scenario(), 0)
 
