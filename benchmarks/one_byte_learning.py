@@ -16,19 +16,18 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 import structlog
 from blake3 import blake3
 from torch import Tensor
 
 from benchmarks.experiments import PAGE, PICTURES, as_markdown, replaced
+from benchmarks.kept import KeptRow, KeptRows, code_digest
 from benchmarks.one_byte_outcome import Outcome, draw
 from benchmarks.one_byte_runs import (
     Course,
@@ -36,7 +35,6 @@ from benchmarks.one_byte_runs import (
     Setting,
     Trial,
     character_names,
-    code_digest,
     gossip_base,
     run_trial,
 )
@@ -128,10 +126,9 @@ SMALL = Plan(
 )
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True):
+class Row(KeptRow, frozen=True, kw_only=True):
     """One line of the results."""
 
-    key: str
     trial: Trial
     course: Course
     seconds: float
@@ -143,30 +140,32 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 def measure(plan: Plan, folder: Path) -> list[Row]:
     """A row for each trial of ``plan``: those kept in ``folder``, and the others run now."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "rows.jsonl"
-    kept = {row.key: row for row in _read(file)}
+    kept = KeptRows(folder / "rows.jsonl", Row)
     setting = Setting(plan.tuned, base_of(plan, folder), character_names())
     rows = []
     for trial in plan.trials():
         key = setting.key(trial)
-        if key not in kept:
+        if (row := kept.get(key)) is None:
             began_s = time.process_time()
             course = run_trial(setting, trial)
-            kept[key] = Row(key=key, trial=trial, course=course, seconds=time.process_time() - began_s)
-            _append(file, kept[key])
+            row = Row(key=key, trial=trial, course=course, seconds=time.process_time() - began_s)
+            kept.add(row)
             print(
                 f"seed {trial.seed}, {trial.method:<6} on {trial.nodes}, step size {trial.step_size:g}:"
-                f" {course.losses[0]:.4f} -> {course.losses[-1]:.4f} in {kept[key].seconds:.0f} s",
+                f" {course.losses[0]:.4f} -> {course.losses[-1]:.4f} in {row.seconds:.0f} s",
                 flush=True,
             )
-        rows.append(kept[key])
+        rows.append(row)
     return rows
 
 
 def base_of(plan: Plan, folder: Path) -> Mapping[str, Tensor]:
     """The base of ``plan``, trained unless ``folder`` has it."""
-    key = blake3(canonical_bytes(plan.base)).update(code_digest()).hexdigest(length=16)
+    key = (
+        blake3(canonical_bytes(plan.base))
+        .update(code_digest("benchmarks.one_byte_runs"))
+        .hexdigest(length=16)
+    )
     file = folder / f"base-{key}.safetensors"
     if not file.exists():
         print(f"training the base: {plan.nodes} nodes, {plan.base_steps} steps each", flush=True)
@@ -174,23 +173,6 @@ def base_of(plan: Plan, folder: Path) -> Mapping[str, Tensor]:
         whole.write_bytes(gossip_base(plan.base, machines=plan.nodes))
         whole.replace(file)
     return read_safetensors(file.read_bytes())[0]
-
-
-def _read(file: Path) -> Iterator[Row]:
-    for line in file.read_bytes().splitlines() if file.exists() else ():
-        try:
-            yield msgspec.json.decode(line, type=Row)
-        except msgspec.MsgspecError:
-            continue  # Half a line, of a run that was killed, or one of another version of this file.
-
-
-def _append(file: Path, row: Row) -> None:
-    with file.open("ab") as out:
-        if out.tell() and file.read_bytes()[-1:] != b"\n":
-            out.write(b"\n")
-        out.write(msgspec.json.encode(row) + b"\n")
-        out.flush()
-        os.fsync(out.fileno())
 
 
 def main() -> int:

@@ -31,7 +31,7 @@ from msgspec.structs import replace
 from torch import Tensor
 from torch.nn import functional as F
 
-import training
+from benchmarks.kept import code_digest
 from netsim.determinism import SimClock, deterministic_scheduling
 from netsim.world import open_world
 from node.applied_records import AppliedRecords
@@ -94,18 +94,10 @@ class Setting:
     def key(self, trial: Trial) -> str:
         """Equal for trials that must come to the same, with this code."""
         hasher = blake3(canonical_bytes(self.with_step_size(trial.step_size)))
-        hasher.update(msgspec.json.encode(trial)).update(code_digest())
+        hasher.update(msgspec.json.encode(trial)).update(code_digest("benchmarks.one_byte_runs"))
         hasher.update(self.text.train.tobytes()).update(self.text.held_out.tobytes())
         hasher.update(base_to_bytes(self.base))
         return hasher.hexdigest(length=16)
-
-
-def code_digest() -> bytes:
-    """Of the code that decides what a trial comes to, and of what runs it: a Python's library is its text, too."""
-    hasher = blake3(f"{sys.version} {torch.__version__}".encode())
-    for file in (*sorted(Path(training.__path__[0]).glob("*.py")), Path(__file__)):
-        hasher.update(blake3(file.read_bytes()).digest())
-    return hasher.digest()
 
 
 # --- texts and base -----------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ import logging
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -29,6 +29,7 @@ import msgspec
 import structlog
 
 from benchmarks.experiments import as_markdown, replaced
+from benchmarks.kept import KeptRow, KeptRows
 from benchmarks.quality_picture import draw
 from benchmarks.quality_runs import (
     Outcome,
@@ -159,65 +160,35 @@ TABLES = (
 )
 
 
-class _Done(msgspec.Struct, frozen=True, kw_only=True):
-    """A line of what is kept."""
+class Done(KeptRow, frozen=True, kw_only=True):
+    """A trial that is done."""
 
     table: str
     method: str
     seed: int
-    key: str
     outcome: Outcome
 
 
-class Kept:
-    """Outcomes in a file, by their digest; a line each, appended as they come."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lines = file.read_bytes().splitlines() if file.exists() else []
-        self._by_key = {
-            done.key: done.outcome for done in (msgspec.json.decode(line, type=_Done) for line in lines)
-        }
-
-    def of(self, table: str, method: str, seed: int, key: str, make: Callable[[], Outcome]) -> Outcome:
-        """What was kept under ``key``, or what ``make`` comes to, kept from now on."""
-        if (kept := self._by_key.get(key)) is not None:
-            return kept
-        began_s = time.perf_counter()
-        outcome = make()
-        took_s = time.perf_counter() - began_s
-        print(
-            f"{table}: {method}, seed {seed}: {outcome.loss:.4f}, took {took_s:.0f} s",
-            file=sys.stderr,
-            flush=True,
-        )
-        done = _Done(table=table, method=method, seed=seed, key=key, outcome=outcome)
-        with self._file.open("ab") as file:
-            file.write(msgspec.json.encode(done) + b"\n")
-        self._by_key[key] = outcome
-        return outcome
-
-
-def measured(table: Table, method: Method, corpus: Corpus, *, seed: int, kept: Kept) -> Outcome:
+def measured(table: Table, method: Method, corpus: Corpus, *, seed: int, kept: KeptRows[Done]) -> Outcome:
     """One row for one seed."""
     spec = base_spec(table.steps, seed, {"train": {"batch": table.batch}} | method.changes)
     trial = Trial(spec=spec, nodes=table.nodes, start_step=table.start_step)
 
-    def make() -> Outcome:
-        match method.how:
-            case "data-parallel":
-                return data_parallel(trial, corpus)[0]
-            case "alone":
-                return alone(trial, corpus)
-            case _:
-                return swarm(trial, corpus, seed=seed, start=_start(trial, corpus))
-
+    if method.how == "data-parallel":
+        # All of its steps are trained once, wherever the comparison begins.
+        trial = msgspec.structs.replace(trial, start_step=0)
+    key = digest(trial, method.how)
+    if (done := kept.get(key)) is None:
+        began_s = time.perf_counter()
+        outcome = trained(trial, method, corpus, seed=seed)
+        took_s = time.perf_counter() - began_s
+        told = f"{table.name}: {method.name}, seed {seed}: {outcome.loss:.4f}, took {took_s:.0f} s"
+        print(told, file=sys.stderr, flush=True)
+        done = Done(key=key, table=table.name, method=method.name, seed=seed, outcome=outcome)
+        kept.add(done)
     if method.how != "data-parallel":
-        return kept.of(table.name, method.name, seed, digest(trial, method.how), make)
-    # All of its steps are trained once, wherever the comparison begins.
-    trial = msgspec.structs.replace(trial, start_step=0)
-    whole = kept.of(table.name, method.name, seed, digest(trial, method.how), make)
+        return done.outcome
+    whole = done.outcome
     share = 1 - table.start_step / table.steps
     return msgspec.structs.replace(
         whole,
@@ -226,6 +197,17 @@ def measured(table: Table, method: Method, corpus: Corpus, *, seed: int, kept: K
         fast_s=whole.fast_s * share,
         merges=round(whole.merges * share),
     )
+
+
+def trained(trial: Trial, method: Method, corpus: Corpus, *, seed: int) -> Outcome:
+    """What ``trial`` comes to."""
+    match method.how:
+        case "data-parallel":
+            return data_parallel(trial, corpus)[0]
+        case "alone":
+            return alone(trial, corpus)
+        case _:
+            return swarm(trial, corpus, seed=seed, start=_start(trial, corpus))
 
 
 def _start(trial: Trial, corpus: Corpus) -> bytes | None:
@@ -307,7 +289,7 @@ def main() -> int:
     parser.add_argument("--kept", type=Path, default=KEPT)
     arguments = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
-    corpus, kept, met = cache(lambda: Corpus.load("stdlib", None)), Kept(arguments.kept), True
+    corpus, kept, met = cache(lambda: Corpus.load("stdlib", None)), KeptRows(arguments.kept, Done), True
     for table in TABLES:
         if arguments.tables and table.name not in arguments.tables:
             continue

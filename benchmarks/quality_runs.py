@@ -12,12 +12,7 @@ and those bytes on the line.
 from __future__ import annotations
 
 import math
-import os
 import random
-import subprocess
-import sys
-from functools import cache
-from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -26,7 +21,7 @@ import trio
 from blake3 import blake3
 from torch.nn import functional as F
 
-import training
+from benchmarks.kept import code_digest
 from netsim.determinism import SimClock, deterministic_scheduling
 from netsim.network import LinkModel, open_sim_network
 from netsim.world import Machine, World
@@ -113,37 +108,10 @@ def base_spec(steps: int, seed: int, changes: dict[str, Any]) -> RunSpec:
 def digest(trial: Trial, how: str) -> str:
     """What a kept outcome is of: the trial, how it is trained, and the code of everything that takes part."""
     hasher = blake3(how.encode())
-    hasher.update(_code())
+    hasher.update(code_digest("benchmarks.quality_runs"))
     hasher.update(canonical_bytes(trial.spec))
     hasher.update(msgspec.json.encode([trial.nodes, trial.start_step]))
     return hasher.hexdigest()
-
-
-_TELL_FILES = """
-import sys
-import benchmarks.quality_runs
-for module in [*sys.modules.values()]:
-    print(getattr(module, "__file__", None) or "")
-"""
-
-
-@cache
-def _code() -> bytes:
-    """Every module of ours that this one brings with it, as a fresh interpreter finds them; nothing else matters."""
-    root = Path(training.__file__).parents[1]
-    found = subprocess.run(
-        [sys.executable, "-c", _TELL_FILES],
-        cwd=root,
-        env=os.environ | {"PYTHONPATH": str(root)},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    files = {Path(line) for line in found.stdout.splitlines()}
-    hasher = blake3()
-    for file in sorted(file for file in files if file.is_relative_to(root) and ".venv" not in file.parts):
-        hasher.update(str(file.relative_to(root)).encode() + file.read_bytes())
-    return hasher.digest()
 
 
 # --- without a swarm ----------------------------------------------------------------------------------------------

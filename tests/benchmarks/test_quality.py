@@ -9,7 +9,9 @@ import msgspec
 import pytest
 import torch
 
-from benchmarks.quality import DEFAULT, FROM_SCRATCH, TABLES, Kept, Method, by_default, rows, verdict
+from benchmarks import quality
+from benchmarks.kept import KeptRows
+from benchmarks.quality import DEFAULT, FROM_SCRATCH, TABLES, Method, by_default, rows, verdict
 from benchmarks.quality_picture import draw
 from benchmarks.quality_runs import (
     Outcome,
@@ -112,30 +114,27 @@ def test_a_swarm_can_begin_where_data_parallel_training_has_come(corpus: Corpus)
     assert outcome.loss < swarm(trial_of(DEFAULT), corpus, seed=1).loss + 0.2
 
 
-def test_what_is_done_is_kept_and_not_done_again(tmp_path: Path) -> None:
-    outcome = Outcome(
-        loss=2.5,
-        bytes_per_node=1.0,
-        peak_bytes_per_s=1.0,
-        slow_s=1.0,
-        fast_s=1.0,
-        merges=1,
-        local_loss=2.6,
-    )
-    asked = []
+def test_what_is_done_is_kept_and_not_done_again(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = next(table for table in TABLES if table.name == "common-start")
+    asked: list[int] = []
 
-    def make() -> Outcome:
-        asked.append(1)
-        return outcome
+    def train(trial: Trial, *_: object, **__: object) -> Outcome:
+        asked.append(trial.start_step)
+        return some(2.0, 100e6)
 
+    monkeypatch.setattr(quality, "trained", train)
     file = tmp_path / "quality" / "outcomes.jsonl"
     for _ in range(2):
-        assert Kept(file).of("table", "x", 1, "key", make) == outcome
-    assert len(asked) == 1
-    Kept(file).of("table", "y", 1, "another key", make)
-    assert len(file.read_bytes().splitlines()) == 2
-    assert Kept(file).of("table", "x", 1, "key", make) == outcome
-    assert len(asked) == 2
+        kept = KeptRows(file, quality.Done)
+        exact, chosen = (
+            quality.measured(table, method, corpus, seed=1, kept=kept) for method in table.methods
+        )
+        # Data-parallel training has all of its steps behind it and is compared in the second half.
+        assert (exact.loss, exact.bytes_per_node) == (2.0, 50e6)
+        assert chosen.bytes_per_node == 100e6
+    assert asked == [0, 1000]
 
 
 def test_a_kept_outcome_is_of_one_spec_and_one_code() -> None:
