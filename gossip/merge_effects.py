@@ -12,6 +12,7 @@ from gossip.messages import (
     CommittedRecord,
     MergeAccept,
     MergeCall,
+    MergeOutlook,
     MergePlan,
     MergeRecord,
     SignedContribution,
@@ -24,7 +25,7 @@ class Ask:
     """Send ``request`` to ``peer``; the reply, or its absence, comes back with ``stage``."""
 
     peer: PeerId
-    request: MergeCall | MergePlan | MergeAccept
+    request: MergeCall | MergePlan | MergeOutlook | MergeAccept
     stage: int
 
 

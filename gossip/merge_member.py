@@ -42,6 +42,7 @@ from gossip.messages import (
     MergeCall,
     MergeCommit,
     MergeOffer,
+    MergeOutlook,
     MergePlan,
     MergeRecord,
     MergeReply,
@@ -173,6 +174,8 @@ class MergeMember:
                     return await self._on_call(peer, request)
                 case MergePlan():
                     return await self._on_plan(peer, request)
+                case MergeOutlook():
+                    return await self._on_outlook(peer, request)
                 case MergeAccept():
                     return await self._on_accept(peer, request)
                 case MergeCommit():
@@ -232,6 +235,22 @@ class MergeMember:
         check_contributions(link.run, link.parent, request.contributors, own.moved, self._shape, self._signer)
         self._heard(request.ballot)
         return await self._work.sum_owned(request)
+
+    async def _on_outlook(self, peer: PeerId, request: MergeOutlook) -> Noted | Outbid | Elsewhere:
+        link, record = self._chain.link, request.record
+        if record.parent != link.parent:
+            return self._elsewhere(peer, record.parent)
+        promised = self._acceptor(link).promised
+        if promised is not None and request.ballot < promised:
+            return Outbid(ballot=promised)
+        require(
+            peer == request.ballot.proposer and request.ballot == record.ballot == promised,
+            "malformed",
+            "an outlook without a promise",
+        )
+        check_record(record, link, self._shape, self._signer)
+        await self._work.foresee(record, [peer], request.timeout_s)
+        return Noted()
 
     async def _on_accept(self, peer: PeerId, request: MergeAccept) -> Acknowledgement | Outbid | Elsewhere:
         link, record = self._chain.link, request.record

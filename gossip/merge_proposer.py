@@ -8,7 +8,8 @@ to recompute, and the end. Replies and deadlines of phases that are over are rec
   that some member has already accepted is proposed again (the one of the highest ballot); without one, plan. A
   record of which too many deciders have been unheard for long counts as none: see ``_is_given_up``.
 * *Planning*: the owners sum. Whoever does not answer or whose inputs do not arrive is left out, and the smaller
-  list is planned anew, until every piece has a result under one list. The list only ever shrinks.
+  list is planned anew, until every piece has a result under one list. The list only ever shrinks. The results are
+  looked at before they are proposed, and the others bring them home meanwhile.
 * *Accepting*: the record is decided once a quorum has acknowledged it under this ballot.
 """
 
@@ -42,6 +43,7 @@ from gossip.messages import (
     MergeAccept,
     MergeCall,
     MergeOffer,
+    MergeOutlook,
     MergePlan,
     MergeRecord,
     MergeResults,
@@ -295,7 +297,13 @@ class Proposal:
         )
         self._stage += 1
         self._inspected = record
-        return [Inspect(record)]
+        # While the proposer looks at the results the others bring them home too, or everybody would wait for its own
+        # transfer after this one.
+        outlook = MergeOutlook(
+            ballot=self._ballot, record=record, timeout_s=OWNER_MARGIN * self._wait_for_results_s(record)
+        )
+        others = self._asked_to_accept(record) - {self._signer.peer}
+        return [*self._ask(sorted(others), outlook), Inspect(record)]
 
     # --- accepting --------------------------------------------------------------------------------------------
 
@@ -305,7 +313,7 @@ class Proposal:
         self._record, self._record_hash = record, record_hash(record)
         self._voters = electorate(record, self.link)
         self._awaited = set(self._voters)
-        wait_s = self._pace.transfer_s(sum(ref.size for ref in record.updates or record.results))
+        wait_s = self._wait_for_results_s(record)
         accept = MergeAccept(
             ballot=self._ballot,
             record=record,
@@ -313,8 +321,13 @@ class Proposal:
             disputed=self._sums.disputed() if self._sums is not None else [],
             timeout_s=OWNER_MARGIN * wait_s,
         )
-        asked = self._voters | {PeerId(contribution.peer) for contribution in record.contributors}
-        return [*self._ask(sorted(asked), accept), Wait(self._stage, wait_s)]
+        return [*self._ask(sorted(self._asked_to_accept(record)), accept), Wait(self._stage, wait_s)]
+
+    def _asked_to_accept(self, record: MergeRecord) -> frozenset[PeerId]:
+        return electorate(record, self.link) | {PeerId(c.peer) for c in record.contributors}
+
+    def _wait_for_results_s(self, record: MergeRecord) -> float:
+        return self._pace.transfer_s(sum(ref.size for ref in record.updates or record.results))
 
     def _take_acknowledgement(self, peer: PeerId, acknowledgement: Acknowledgement) -> None:
         require(acknowledgement.peer == peer, "malformed", "an acknowledgement in another peer's name")
@@ -333,7 +346,9 @@ class Proposal:
 
     # --- all phases -------------------------------------------------------------------------------------------
 
-    def _ask(self, peers: Iterable[PeerId], request: MergeCall | MergePlan | MergeAccept) -> list[Effect]:
+    def _ask(
+        self, peers: Iterable[PeerId], request: MergeCall | MergePlan | MergeOutlook | MergeAccept
+    ) -> list[Effect]:
         return [Ask(peer, request, self._stage) for peer in peers]
 
     def _move_on(self) -> list[Effect]:

@@ -7,8 +7,10 @@ shards with names.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Sequence
 from typing import Protocol
+from weakref import WeakValueDictionary
 
 import trio
 
@@ -120,6 +122,9 @@ class MergeWork:
         self._sums: dict[tuple[int, tuple[bytes, ...]], PieceResult] = {}
         """Sums made for the present link, by piece and the signatures of what went in."""
         self._summing = trio.CancelScope()
+        self._foreseeing = trio.CancelScope()
+        self._arrivals: WeakValueDictionary[ShardRef, trio.Lock] = WeakValueDictionary()
+        """Held while a result is brought here, so that nobody brings it a second time."""
 
     def forget(self) -> None:
         """The link is decided: its sums are of no more use."""
@@ -169,6 +174,12 @@ class MergeWork:
                 nursery.start_soon(obtain_one, piece)
         if failures:
             raise failures[0]
+
+    async def foresee(self, record: MergeRecord, holders: Sequence[PeerId], timeout_s: float) -> None:
+        """Bring as many results as can be had, in case ``record`` is proposed; the last foreseen one alone."""
+        self._foreseeing.cancel()
+        with trio.CancelScope() as self._foreseeing, contextlib.suppress(GossamerError):
+            await self.obtain(record, holders, timeout_s)
 
     async def verify_and_obtain(
         self, record: MergeRecord, disputed: Collection[int], holders: Sequence[PeerId], timeout_s: float
@@ -225,6 +236,13 @@ class MergeWork:
 
         Raises ResultRefused where the update leads to something else, GossamerError when neither can be had.
         """
+        arrival = self._arrivals.setdefault(record.results[piece], trio.Lock())
+        async with arrival:
+            await self._bring(record, piece, holders, timeout_s)
+
+    async def _bring(
+        self, record: MergeRecord, piece: int, holders: Sequence[PeerId], timeout_s: float
+    ) -> None:
         result, update = record.results[piece], _update(record, piece)
         if update is not None and self._host.holds_anchor(record.parent):
             try:

@@ -618,6 +618,17 @@ class MergeAccept(Message, frozen=True):
     timeout_s: Annotated[float, Meta(gt=0, le=3600)]
 
 
+class MergeOutlook(Message, frozen=True):
+    """A proposer is looking at the results of a record and will ask for its acceptance if they are in order.
+
+    Who hears it brings them here meanwhile. Binds nobody. Answered by Noted, Outbid or Elsewhere.
+    """
+
+    ballot: Ballot
+    record: MergeRecord
+    timeout_s: Annotated[float, Meta(gt=0, le=3600)]
+
+
 class MergeCommit(Message, frozen=True):
     """A link is decided. Answered by Noted."""
 
@@ -638,7 +649,7 @@ class RecordNotHeld(Message, frozen=True):
     """This member does not hold the record, or no longer."""
 
 
-MergeRequest = MergeCall | MergePlan | MergeAccept | MergeCommit | WantRecord
+MergeRequest = MergeCall | MergePlan | MergeOutlook | MergeAccept | MergeCommit | WantRecord
 """What may be asked on MERGE_PROTOCOL."""
 
 MergeReply = (

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import random
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 
 import trio
@@ -71,6 +72,9 @@ class IntegerHost:
         """Another number is another model."""
         self.full = False
         """Nothing more fits on the disk."""
+        self.transfer_s = 2 * LATENCY_S
+        self.fetches: Counter[bytes] = Counter()
+        """How often each shard was asked for."""
 
     def alive(self) -> Sequence[PeerId]:
         """Everybody connected."""
@@ -130,7 +134,8 @@ class IntegerHost:
         for holder in holders:
             if ref.root in self.member.shards:
                 return
-            await trio.sleep(2 * LATENCY_S)
+            self.fetches[ref.root] += 1
+            await trio.sleep(self.transfer_s)
             source = self.member.world.members[holder]
             if source.up and holder in self.member.host.peers() and ref.root in source.shards:
                 self.member.shards[ref.root] = source.shards[ref.root]

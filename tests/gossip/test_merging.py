@@ -19,6 +19,7 @@ from gossip.messages import (
     MergeAccept,
     MergeCall,
     MergeCommit,
+    MergeOutlook,
     MergePlan,
     MergeReply,
     Outbid,
@@ -542,6 +543,29 @@ async def test_an_owner_whose_store_is_full_is_left_out_and_takes_the_anchor_lat
         assert not any(member.offences for member in world.up)
 
 
+async def test_all_bring_the_results_home_while_the_proposer_looks_at_them(autojump_clock):
+    async with open_world(4) as world:
+        for member in world.up:
+            member.numbers.transfer_s = 1.0
+        world.due(1)
+        took_s = await world.committed(1, within_s=10)
+        # Inputs to the owners, then results to everybody: two transfers, each of them once.
+        assert 2.0 < took_s < 2.5
+        for member in world.up:
+            assert set(member.numbers.fetches.values()) == {1}
+        world.check_agreement()
+
+
+async def test_a_transfer_that_is_under_way_when_the_record_is_proposed_is_waited_for(autojump_clock):
+    async with open_world(4) as world:
+        slow = world[(proposer_of(world) + 1) % 4]
+        slow.numbers.transfer_s = 1.5
+        world.due(1)
+        await world.committed(1, within_s=10)
+        assert set(slow.numbers.fetches.values()) == {1}
+        world.check_agreement()
+
+
 HOSTILE = {
     "a call in another's name": lambda link: MergeCall(
         parent=link.parent, height=1, point=1, ballot=Ballot(attempt=0, proposer=peer_named(0)), absent=[]
@@ -555,6 +579,7 @@ HOSTILE = {
         contributors=FIRST.contributors,
         timeout_s=1.0,
     ),
+    "an outlook nobody promised": lambda link: MergeOutlook(ballot=FIRST.ballot, record=FIRST, timeout_s=1.0),
     "a record with forged contributions": lambda link: MergeAccept(
         ballot=Ballot(attempt=9, proposer=peer_named(1)),
         record=replace(FIRST, contributors=[replace(c, weight=1) for c in FIRST.contributors]),

@@ -130,7 +130,7 @@ def counted(table: RecordLogs) -> set[bytes]:
     return {batch.name for batch in table.counting()}
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(histories, st.randoms(use_true_random=False))
 def test_what_counts_depends_on_what_is_held_and_on_nothing_else(
     history: list[Made], rng: random.Random
@@ -146,7 +146,7 @@ def test_what_counts_depends_on_what_is_held_and_on_nothing_else(
         assert table.records == sum(len(batch.records) for batch in table.counting())
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(histories, st.randoms(use_true_random=False))
 def test_two_halves_of_a_swarm_agree_after_they_met(history: list[Made], rng: random.Random) -> None:
     packed = signed(history)
@@ -176,7 +176,7 @@ def reconcile(one: RecordLogs, other: RecordLogs) -> None:
     raise AssertionError("they never agree")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(histories, st.randoms(use_true_random=False))
 def test_changes_add_up_to_what_counts(history: list[Made], rng: random.Random) -> None:
     """Whenever one asks, and however often: what came less what went is what counts."""
@@ -196,7 +196,7 @@ def test_changes_add_up_to_what_counts(history: list[Made], rng: random.Random) 
             assert applied == counted(table)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(histories, st.randoms(use_true_random=False))
 def test_a_snapshot_and_what_follows_is_the_same_for_all(history: list[Made], rng: random.Random) -> None:
     """Who made it and forgot what it holds, who joined by it, and who comes with another history of a forked log."""
@@ -225,7 +225,7 @@ def test_a_snapshot_and_what_follows_is_the_same_for_all(history: list[Made], rn
     assert beyond[0] == beyond[1] == beyond[2]
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(histories, st.randoms(use_true_random=False))
 def test_what_was_relied_on_before_the_latest_snapshot_decides_nothing(
     history: list[Made], rng: random.Random

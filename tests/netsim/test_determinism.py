@@ -227,6 +227,7 @@ def test_a_seed_of_churn_is_one_history_in_every_process() -> None:
     assert first == second
 
 
+@pytest.mark.slow
 def test_so_is_a_longer_one() -> None:
     first, second = told_twice("churn", {"duration_s": 180, "churn.per_hour": 10}, [20])
     assert len(first) == 1

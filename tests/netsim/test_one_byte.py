@@ -361,12 +361,12 @@ async def live_through(seed: int, spec: RunSpec = SPEC) -> None:
         assert all(node.diverged is None for node in nodes(one))
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 async def test_whatever_happens_all_end_with_the_same_bits(autojump_clock: object, seed: int) -> None:
     await live_through(seed)
 
 
-@pytest.mark.parametrize("seed", range(200, 212))
+@pytest.mark.parametrize("seed", range(200, 206))
 async def test_whatever_happens_snapshots_or_not(autojump_clock: object, seed: int) -> None:
     await live_through(seed, SNAPPING)
 

@@ -90,7 +90,9 @@ async def test_four_nodes_train_mix_and_end_with_equal_anchors(
         assert all(node.ledger.refusals.total() == 0 for node in nodes)
 
 
-@pytest.mark.parametrize("victim", range(4))
+@pytest.mark.parametrize(
+    "victim", [0, 1, *(pytest.param(number, marks=pytest.mark.slow) for number in (2, 3))]
+)
 async def test_any_node_can_die_and_the_rest_merge_without_it(
     autojump_clock: MockClock, corpus: Corpus, victim: int
 ) -> None:

@@ -20,6 +20,7 @@ def merged(statuses: list[NodeStatus], contributors: int, height: int) -> bool:
 
 
 @pytest.mark.process
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 async def test_trainers_that_know_only_the_rendezvous_merge_and_then_do_without_it(tmp_path: Path) -> None:
     spec_file = tmp_path / "run.toml"

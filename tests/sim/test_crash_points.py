@@ -46,7 +46,7 @@ def all_points(operations: int) -> list[tuple[int, Moment]]:
 
 
 def test_the_power_can_go_at_any_operation() -> None:
-    assert wrong_at(all_points(operations_of(1, 1)), victim=1) == {}
+    assert wrong_at(all_points(operations_of(1, 1))[::3], victim=1) == {}
 
 
 def test_so_it_can_on_the_first_machine() -> None:
@@ -73,7 +73,7 @@ def test_a_node_that_deletes_its_last_checkpoint_before_it_has_the_next_is_found
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("victim", range(MACHINES))
-@pytest.mark.parametrize("seed", range(2, 5))
+@pytest.mark.parametrize("seed", range(1, 5))
 def test_the_power_can_go_at_every_operation(victim: int, seed: int) -> None:
     """Seeds differ in what the disk keeps of what was not synced."""
     assert wrong_at(all_points(operations_of(victim, seed)), victim=victim, seed=seed) == {}
