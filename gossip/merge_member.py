@@ -244,10 +244,13 @@ class MergeMember:
         if promised is not None and request.ballot < promised:
             return Outbid(ballot=promised)
         require(
-            peer == request.ballot.proposer and request.ballot == record.ballot == promised,
+            peer == request.ballot.proposer and request.ballot == record.ballot,
             "malformed",
-            "an outlook without a promise",
+            "an outlook under another ballot",
         )
+        if request.ballot != promised:
+            # A proposer cannot know whose promise did not reach its disk.
+            raise CallRefused("not-promised", "nothing was promised to this ballot here")
         check_record(record, link, self._shape, self._signer)
         await self._work.foresee(record, [peer], request.timeout_s)
         return Noted()

@@ -251,7 +251,7 @@ class NodeMergeHost:
         rebase: bool,
         duration_s: float,
     ) -> None:
-        state = await self._values.assemble(record.results)
+        state = await self._values.assemble(record)
         if isinstance(state, Refused):
             raise GossamerError(f"a merge of which {state.text}", why="it would ruin the model")
         if rebase:

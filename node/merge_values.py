@@ -62,7 +62,7 @@ class Inputs:
 class MergeValues:
     """Makes and reads the shards of merges. ``updates`` is None where weights themselves always travel.
 
-    ``streaming``: whether merges but the last of ``points`` move one fragment each. ``owes``: whether sums that this
+    ``streaming``: whether merges but the last of the run's ``points`` move one fragment each. ``owes``: whether sums that this
     node makes may include what it left out of earlier ones. Where several members make the same sum they must not.
     """
 
@@ -93,6 +93,7 @@ class MergeValues:
         self._applied: dict[tuple[int, ShardRef], ShardRef] = {}
         """Where updates of pieces of ``_applied_to`` have led to: a merge asks for it up to three times."""
         self._applied_to: OuterState | None = None
+        self._points = points
         self.shape = _shape(self.pieces, updates, streaming, points)
 
     async def offer(
@@ -214,9 +215,9 @@ class MergeValues:
         if refused := await self._beside(check):
             raise ResultRefused(refused.code, refused.text)
 
-    async def assemble(self, refs: Sequence[ShardRef]) -> OuterState | Refused:
-        """The state whose pieces are ``refs``, which are in the store, or what is wrong with them."""
-        stored = [await self._store.get(ref) for ref in refs]
+    async def assemble(self, record: MergeRecord) -> OuterState | Refused:
+        """The state that ``record`` left, whose results are in the store, or what is wrong with them."""
+        stored = [await self._store.get(ref) for ref in record.results]
 
         def decode() -> OuterState | Refused:
             parts: list[OuterState] = []
@@ -225,7 +226,7 @@ class MergeValues:
                 if isinstance(part, Refused):
                     return part
                 parts.append(part)
-            return OuterState.joined(parts)
+            return OuterState.joined(parts, passed=record.point / self._points)
 
         return await self._beside(decode)
 

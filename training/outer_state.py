@@ -32,15 +32,18 @@ class OuterState:
 
     anchor: Tensor
     momentum: Tensor
+    passed: float = 0.0
+    """The share of the run's merge points that lie behind it: of all members alike, but not in its bytes."""
 
     @classmethod
-    def joined(cls, parts: Sequence[OuterState]) -> OuterState:
+    def joined(cls, parts: Sequence[OuterState], *, passed: float) -> OuterState:
         """The state of the whole from those of all pieces, in order."""
-        return cls(torch.cat([part.anchor for part in parts]), torch.cat([part.momentum for part in parts]))
+        anchors, momenta = [part.anchor for part in parts], [part.momentum for part in parts]
+        return cls(torch.cat(anchors), torch.cat(momenta), passed)
 
     def of(self, start: int, stop: int) -> OuterState:
         """The state of those elements: views."""
-        return OuterState(self.anchor[start:stop], self.momentum[start:stop])
+        return OuterState(self.anchor[start:stop], self.momentum[start:stop], self.passed)
 
 
 def updates_of(spec: OuterSpec) -> Updates | None:
@@ -49,7 +52,7 @@ def updates_of(spec: OuterSpec) -> Updates | None:
         case PlainOuterSpec() | PairsSpec():
             return None
         case NesterovSpec():
-            return Updates(UPDATE_WIRES[spec.wire], spec.rate, spec.momentum)
+            return Updates(UPDATE_WIRES[spec.wire], spec.rate, spec.momentum, spec.warmup)
 
 
 def streams(spec: OuterSpec) -> bool:
@@ -78,11 +81,15 @@ def decode_state(data: bytes, count: int) -> OuterState | Refused:
 
 @dataclass(frozen=True, slots=True)
 class Updates:
-    """Merges by pseudo-gradients; ``rate`` and ``memory`` as in ``outer_steps.nesterov``."""
+    """Merges by pseudo-gradients; ``rate`` and ``memory`` as in ``outer_steps.nesterov``.
+
+    Steps grow to them from the plain average over ``warmup``, a share of the run's merge points.
+    """
 
     codec: Codec
     rate: float
     memory: float
+    warmup: float = 0.0
 
     def encode(self, delta: Tensor) -> tuple[bytes, Tensor]:
         """A member's pseudo-gradient, and as much of it as these bytes tell. Raises NotFinite."""
@@ -98,8 +105,13 @@ class Updates:
         return decoded(self.codec, data, count)
 
     def apply(self, state: OuterState, delta: Tensor) -> OuterState:
-        """The state after the members' average pseudo-gradient."""
+        """The state after the members' average pseudo-gradient, at a point that its caller knows."""
+        grown = min(1.0, state.passed / self.warmup) if self.warmup else 1.0
         anchor, momentum = nesterov(
-            state.anchor, state.anchor - delta, state.momentum, rate=self.rate, memory=self.memory
+            state.anchor,
+            state.anchor - delta,
+            state.momentum,
+            rate=1.0 + (self.rate - 1.0) * grown,
+            memory=self.memory * grown,
         )
         return OuterState(anchor, momentum)

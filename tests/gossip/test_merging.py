@@ -579,7 +579,9 @@ HOSTILE = {
         contributors=FIRST.contributors,
         timeout_s=1.0,
     ),
-    "an outlook nobody promised": lambda link: MergeOutlook(ballot=FIRST.ballot, record=FIRST, timeout_s=1.0),
+    "an outlook under another ballot": lambda link: MergeOutlook(
+        ballot=Ballot(attempt=9, proposer=peer_named(1)), record=FIRST, timeout_s=1.0
+    ),
     "a record with forged contributions": lambda link: MergeAccept(
         ballot=Ballot(attempt=9, proposer=peer_named(1)),
         record=replace(FIRST, contributors=[replace(c, weight=1) for c in FIRST.contributors]),
@@ -613,6 +615,16 @@ async def test_a_hostile_request_is_refused_counted_and_changes_nothing(attack, 
         assert world[0].offences[0][0] == peer_named(1)
         assert world[0].disk.files == {}
         assert world[0].merger.head_height == 0
+
+
+async def test_an_outlook_that_was_promised_nothing_brings_nothing_home_and_blames_nobody(autojump_clock):
+    async with open_world(2) as world:
+        ballot = Ballot(attempt=0, proposer=peer_named(1))
+        outlook = MergeOutlook(ballot=ballot, record=replace(FIRST, ballot=ballot), timeout_s=1.0)
+        with pytest.raises(CallRefused, match="promised"):
+            await call(world[1].host, peer_named(0), MERGE_PROTOCOL, outlook, MergeReply, timeout_s=5)
+        assert not world[0].numbers.fetches
+        assert not world[0].offences
 
 
 async def test_members_that_were_heard_lately_cannot_be_left_out(autojump_clock):

@@ -32,7 +32,7 @@ from training.spec_sections import (
 
 FORMS: tuple[OuterSpec, ...] = (
     PlainOuterSpec(),
-    NesterovSpec(wire="e3m0"),
+    NesterovSpec(wire="e3m0", warmup=0.5),
     NesterovSpec(wire="int8", streaming=True),
 )
 FIRST_S = 30.0

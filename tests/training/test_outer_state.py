@@ -30,8 +30,8 @@ def some(seed: int, count: int = COUNT) -> torch.Tensor:
 
 def test_a_spec_says_how_merges_move() -> None:
     assert updates_of(PlainOuterSpec()) is None
-    updates = updates_of(NesterovSpec(rate=0.5, momentum=0.8, wire="int8"))
-    assert updates == Updates(UPDATE_WIRES["int8"], 0.5, 0.8)
+    updates = updates_of(NesterovSpec(rate=0.5, momentum=0.8, warmup=0.4, wire="int8"))
+    assert updates == Updates(UPDATE_WIRES["int8"], 0.5, 0.8, 0.4)
 
 
 def test_a_state_survives_its_bytes_and_weights_are_a_state_at_rest() -> None:
@@ -56,9 +56,22 @@ def test_pieces_of_a_state_step_as_the_whole_does() -> None:
     parts = [
         updates.apply(whole.of(start, stop), delta[start:stop]) for start, stop in ((0, 4096), (4096, COUNT))
     ]
-    joined, stepped = OuterState.joined(parts), updates.apply(whole, delta)
+    joined, stepped = OuterState.joined(parts, passed=0.0), updates.apply(whole, delta)
     assert torch.equal(joined.anchor, stepped.anchor)
     assert torch.equal(joined.momentum, stepped.momentum)
+
+
+@pytest.mark.parametrize(
+    ("passed", "rate", "memory"), [(0.0, 1.0, 0.0), (0.2, 0.75, 0.4), (0.4, 0.5, 0.8), (0.9, 0.5, 0.8)]
+)
+def test_a_step_that_warms_up_begins_as_the_plain_average(passed: float, rate: float, memory: float) -> None:
+    state, delta = OuterState(some(1), some(2), passed), some(3)
+    growing = Updates(UPDATE_WIRES["fp32"], 0.5, 0.8, warmup=0.4).apply(state, delta)
+    grown = Updates(UPDATE_WIRES["fp32"], rate, memory).apply(state, delta)
+    assert torch.equal(growing.anchor, grown.anchor)
+    assert torch.equal(growing.momentum, grown.momentum)
+    if not passed:
+        assert torch.equal(growing.anchor, state.anchor - delta)
 
 
 @pytest.mark.parametrize("wire", UPDATE_WIRES)
