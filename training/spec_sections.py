@@ -268,8 +268,8 @@ class NesterovSpec(Section, frozen=True, kw_only=True, tag_field="kind", tag="ne
     momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.9
     """mu."""
     warmup: Annotated[float, Meta(ge=0, le=1)] = 0.0
-    """The share of the merge points over which steps grow evenly from the plain average (eta 1, mu 0) to these two: young
-    models turn too often for momentum."""
+    """The share of the merge points over which steps grow evenly from the plain average (eta 1, mu 0) to these two:
+    young models turn too often for momentum."""
     wire: UpdateWire = "e3m0"
     """What differences travel in. What it leaves out is sent with the next ones."""
     streaming: bool = False
