@@ -62,8 +62,9 @@ class Inputs:
 class MergeValues:
     """Makes and reads the shards of merges. ``updates`` is None where weights themselves always travel.
 
-    ``streaming``: whether merges but the last of the run's ``points`` move one fragment each. ``owes``: whether sums that
-    this node makes may include what it left out of earlier ones. Where several members make the same sum they must not.
+    ``streaming``: whether merges but the last of the run's ``points`` move one fragment each. ``owes``: whether sums
+    that this node makes may include what it left out of earlier ones. Where several members make the same sum they must
+    not.
     """
 
     def __init__(
