@@ -306,8 +306,10 @@ class LogSpread:
                 await lane.filled.wait()
                 try:
                     stream = await self._transport.open_stream(peer, LOG_PROTOCOL)
-                    retry_s = RETRY_S_MIN
                     try:
+                        # Nothing is ever read here, and what is queued is not for a peer that refuses to listen.
+                        await stream.wait_agreed()
+                        retry_s = RETRY_S_MIN
                         while lane.filled.is_set():
                             while lane.queue:
                                 await send_message(stream, self._next(lane))
@@ -316,7 +318,7 @@ class LogSpread:
                                 await lane.filled.wait()
                     finally:
                         stream.close()
-                except TransportError as error:
+                except (TransportError, trio.BrokenResourceError) as error:
                     # What was under way may be lost, and nothing may follow that would show it.
                     log.debug("push failed", peer=peer, error=str(error))
                     if not lane.queue or not isinstance(lane.queue[-1], Compare):

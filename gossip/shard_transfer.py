@@ -233,6 +233,7 @@ class _Job:
     def __init__(self, ref: ShardRef, holders: deque[PeerId]) -> None:
         self.ref = ref
         self.holders = holders
+        self.contested = len(holders) > 1
         self.chunks = [b""] * chunk_count(ref)
         self.hashes: list[bytes] | None = None
         self.unasked = deque(range(len(self.chunks)))
@@ -289,12 +290,17 @@ class _Pull:
         except MalformedMessage as error:
             raise _HolderFailed("malformed", error.what) from error
         except (StreamBroken, trio.BrokenResourceError) as error:
+            if not stream.agreed:  # It has begun nothing that it could break off.
+                raise StreamBroken(f"no answer: {error}") from error
             raise _HolderFailed("broken", str(error)) from error
         finally:
             self._job.hand_back(self._owed)
 
     async def _pull(self, stream: FlowStream) -> None:
         job = self._job
+        if job.contested:
+            # The first to answer is asked first, and one that does not answer keeps no chunk from the others.
+            await stream.wait_agreed()
         outline_owed = job.hashes is None and chunk_count(job.ref) > 1
         if outline_owed:
             await send_message(stream, WantOutline(shard=job.ref))
@@ -305,6 +311,7 @@ class _Pull:
                 if self._pacer is not None:
                     self._pacer.spend(chunk_size(job.ref, index))
                 await send_message(stream, WantChunk(shard=job.ref, index=index))
+            await stream.wait_agreed()  # What a holder owes falls due from its first answer on.
             if outline_owed:
                 job.accept_outline(await self._receive_outline(stream))
                 outline_owed = False

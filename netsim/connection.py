@@ -2,7 +2,7 @@
 
 Owns the frames, the order in which they arrive, and what each does to a stream at the other end. Streams are the very
 ``p2p.flow.FlowStream`` of the real network, so flow control, time limits and errors are not imitated but shared.
-A protocol is agreed on in the frame that opens a stream, in one round trip as on the real network.
+A protocol is proposed in the frame that opens a stream, and what is sent on it follows at once, as on the real network.
 """
 
 from __future__ import annotations
@@ -10,14 +10,10 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
-import trio
-
 from netsim.links import FRAME_OVERHEAD_BYTES, LinkModel
-from p2p.errors import ProtocolUnsupported, StreamBroken, TransportError
 from p2p.flow import FlowStream
 from p2p.transport import PeerId, ProtocolName
 
@@ -39,20 +35,6 @@ class Frame(IntEnum):
     BREAK = 8
 
 
-@dataclass(slots=True)
-class _Opening:
-    """A stream whose protocol is not agreed on yet."""
-
-    settled: trio.Event = field(default_factory=trio.Event)
-    error: TransportError | None = None
-
-    def settle(self, error: TransportError | None) -> None:
-        """The other end has answered, or never will."""
-        if not self.settled.is_set():
-            self.error = error
-            self.settled.set()
-
-
 class Side:
     """One end of a connection. Implements FrameSink by carrying frames to the other end."""
 
@@ -69,7 +51,6 @@ class Side:
         """The far end; ``join`` names it."""
         self._network = host.network
         self._ids = itertools.count(1 if outbound else 2, 2)
-        self._opening: dict[int, _Opening] = {}
         self._last_due_s = self._free_s = 0.0
         self._held: deque[tuple[Frame, int, bytes]] = deque()
         """What waits behind a partition."""
@@ -139,9 +120,11 @@ class Side:
             case Frame.OPEN:
                 self._answer(stream_id, ProtocolName(payload.decode()))
             case Frame.AGREED:
-                self._settle(stream_id, None)
+                if stream := self.streams.get(stream_id):
+                    stream.agree()
             case Frame.REFUSED:
-                self._settle(stream_id, ProtocolUnsupported("the other side does not speak this protocol"))
+                if stream := self.streams.get(stream_id):
+                    stream.refuse("the other side does not speak this protocol")
             case Frame.CREDIT:
                 if stream := self.streams.get(stream_id):
                     stream.add_credit(int.from_bytes(payload, "big"))
@@ -151,7 +134,6 @@ class Side:
             case Frame.RESET:
                 if stream := self.streams.pop(stream_id, None):
                     stream.break_off("the peer reset the stream")
-                self._settle(stream_id, StreamBroken("the peer reset the stream"))
             case Frame.CLOSE:
                 self.lose("the peer closed the connection", broken=False)
             case Frame.BREAK:
@@ -169,29 +151,12 @@ class Side:
 
     # --- streams ----------------------------------------------------------------------------------------------
 
-    async def open_stream(self, protocol: ProtocolName) -> FlowStream:
-        """A stream whose protocol the other end has agreed to. Raises ProtocolUnsupported or StreamBroken."""
-        timeout_s = self._network.limits.stream_timeout_s
+    def open_stream(self, protocol: ProtocolName) -> FlowStream:
+        """A stream whose protocol is proposed to the other end."""
         stream = self._new_stream(next(self._ids))
-        opening = self._opening[stream.stream_id] = _Opening()
+        stream.propose()
         self.carry(Frame.OPEN, stream.stream_id, protocol.encode())
-        late = StreamBroken(f"{self.peer} did not answer within {timeout_s:g} s")
-        self._network.after(timeout_s, opening.settle, late)
-        agreed = False
-        try:
-            await opening.settled.wait()
-            if opening.error is not None:
-                raise opening.error
-            agreed = True
-        finally:
-            del self._opening[stream.stream_id]
-            if not agreed:
-                stream.reset("the protocol was not agreed on")
         return stream
-
-    def _settle(self, stream_id: int, error: TransportError | None) -> None:
-        if opening := self._opening.get(stream_id):
-            opening.settle(error)
 
     def _answer(self, stream_id: int, protocol: ProtocolName) -> None:
         protocols = self.host.protocols
@@ -236,8 +201,6 @@ class Side:
         for stream in self.streams.values():
             stream.break_off(reason)
         self.streams.clear()
-        for opening in self._opening.values():
-            opening.settle(StreamBroken(reason))
         self.host.forget(self, reason, broken=broken)
 
     # --- FrameSink --------------------------------------------------------------------------------------------

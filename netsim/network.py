@@ -327,10 +327,11 @@ class SimHost:
         return None
 
     async def open_stream(self, peer: PeerId, protocol: ProtocolName) -> FlowStream:
-        """A stream to a connected peer, after one round trip. Raises as the real one does."""
+        """A stream to a connected peer, which may be written to at once. Raises PeerUnreachable."""
+        await trio.lowlevel.checkpoint()
         if (side := self._sides.get(peer)) is None:
             raise PeerUnreachable(f"not connected to {peer}")
-        return await side.open_stream(protocol)
+        return side.open_stream(protocol)
 
     async def disconnect(self, peer: PeerId, reason: str) -> None:
         """Close the connection to ``peer``."""

@@ -4,6 +4,10 @@ Owns what a stream is once frames can be exchanged: its unread bytes, its credit
 and its failures, under trio's rules for a HalfCloseableStream. It never touches a socket or a clock: frames
 leave through a ``FrameSink`` (a yamux session, or netsim's network) and arrive through ``deliver_*``.
 
+Whoever opens a stream may send at once, before the other side has agreed to its protocol: the first read waits for
+that. A refusal is more than a broken stream, and raises ProtocolUnsupported from then on. Never knows how the two
+sides agree: ``propose`` is given an ear for it.
+
 Flow control is that of yamux: each side may send as many bytes as it holds credit for, and gets credit back as
 the other side's reader consumes. Receiving more than was granted is an offence that costs the connection.
 """
@@ -11,10 +15,12 @@ the other side's reader consumes. Receiving more than was granted is an offence 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 import trio
 
+from p2p.errors import MalformedMessage, ProtocolUnsupported
 from p2p.patience import renew
 
 FRAME_PAYLOAD_BYTES = 65_507
@@ -48,7 +54,10 @@ class FrameSink(Protocol):
 
 
 class FlowStream(trio.abc.HalfCloseableStream):
-    """A bounded, ordered byte stream. Errors are trio's: Closed (here), Broken (there), Busy (two callers)."""
+    """A bounded, ordered byte stream. Errors are trio's: Closed (here), Broken (there), Busy (two callers).
+
+    And ProtocolUnsupported, where this side has proposed a protocol that the other one does not speak.
+    """
 
     def __init__(
         self,
@@ -77,8 +86,60 @@ class FlowStream(trio.abc.HalfCloseableStream):
         self._eof_received = False
         self._readable = trio.lowlevel.ParkingLot()
 
+        self.agreed = True
+        """Whether both sides know what is spoken here; not yet, where this one has proposed it."""
+        self._hear: Callable[[bytes], bytes | None] | None = None
+        self._settled = trio.lowlevel.ParkingLot()
+
         self._closed = False
         self._broken = ""
+        self._broken_as: type[Exception] = trio.BrokenResourceError
+
+    # --- agreeing on a protocol -------------------------------------------------------------------------------
+
+    def propose(self, hear: Callable[[bytes], bytes | None] | None = None) -> None:
+        """Let nothing be read before the other side has agreed to what this one proposes.
+
+        ``hear`` is given what arrives, and returns what follows the agreement, None where that is not complete; it
+        raises ProtocolUnsupported or MalformedMessage. Without it the sink calls ``agree`` or ``refuse``.
+        """
+        self.agreed = False
+        self._hear = hear
+
+    async def wait_agreed(self) -> None:
+        """Wait for the agreement, ``timeout_s`` seconds at most; the first read does so by itself."""
+        with trio.move_on_after(self._timeout_s) as patience:
+            while not self.agreed:
+                self._check_open()
+                await self._settled.park()
+        if patience.cancelled_caught:
+            self.reset(f"the peer did not answer within {self._timeout_s:g} s")
+            self._check_open()
+
+    def agree(self) -> None:
+        """The other side speaks the protocol."""
+        self.agreed = True
+        self._settled.unpark_all()
+
+    def refuse(self, reason: str) -> None:
+        """The other side does not speak the protocol."""
+        self._broken_as = ProtocolUnsupported
+        self.reset(reason)
+
+    def _after_answer(self, payload: bytes) -> bytes:
+        """What of ``payload`` comes after the agreement."""
+        rest = None
+        if self._hear is not None and not self._broken:  # The rest of a frame may follow a refusal.
+            try:
+                rest = self._hear(payload)
+            except ProtocolUnsupported as refusal:
+                self.refuse(refusal.what)
+            except MalformedMessage as error:
+                self.reset(f"the peer's answer is none: {error.what}")
+        if rest is None:
+            return b""
+        self.agree()
+        return rest
 
     # --- sending ----------------------------------------------------------------------------------------------
 
@@ -143,7 +204,10 @@ class FlowStream(trio.abc.HalfCloseableStream):
     # --- receiving --------------------------------------------------------------------------------------------
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """At least one byte, at most ``max_bytes``; ``b""`` once the other side has sent its end."""
+        """At least one byte, at most ``max_bytes``; ``b""`` once the other side has sent its end.
+
+        The first waits until the other side has agreed to the protocol.
+        """
         if max_bytes is not None:
             if not isinstance(max_bytes, int):
                 raise TypeError("max_bytes must be an integer or None")
@@ -151,6 +215,8 @@ class FlowStream(trio.abc.HalfCloseableStream):
                 raise ValueError("max_bytes must be at least 1")
         with _Exclusive(self, "_receiving", "another task is receiving"):
             self._check_open(broken=False)
+            if not self.agreed:
+                await self.wait_agreed()
             if self._unread or self._eof_received:
                 await trio.lowlevel.checkpoint()  # Otherwise parking is one.
             while not self._unread:
@@ -226,13 +292,17 @@ class FlowStream(trio.abc.HalfCloseableStream):
 
     def deliver(self, payload: bytes) -> None:
         """Bytes arrived; they were accounted for before."""
-        if not self._eof_received:
+        if not self.agreed:
+            payload = self._after_answer(payload)
+        if payload and not self._eof_received:
             self._unread.append(payload)
             if self._receiving:
                 self._readable.unpark_all()
 
     def deliver_eof(self) -> None:
         """The other side will send nothing more."""
+        if not self.agreed:
+            return self.reset("the peer ended the stream without an answer")
         self._eof_received = True
         if self._receiving:
             self._readable.unpark_all()
@@ -244,6 +314,7 @@ class FlowStream(trio.abc.HalfCloseableStream):
             self._writable.unpark_all()
 
     def _wake(self) -> None:
+        self._settled.unpark_all()
         if self._receiving:
             self._readable.unpark_all()
         if self._sending:
@@ -253,7 +324,7 @@ class FlowStream(trio.abc.HalfCloseableStream):
         if self._closed:
             raise trio.ClosedResourceError("this stream was closed")
         if broken and self._broken:
-            raise trio.BrokenResourceError(self._broken)
+            raise self._broken_as(self._broken)
 
 
 class _Exclusive:

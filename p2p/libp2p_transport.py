@@ -178,7 +178,7 @@ class Libp2pTransport:
                 self._dials.pop(record.peer, None)
 
     async def open_stream(self, peer: PeerId, protocol: ProtocolName) -> FlowStream:
-        """A stream to a connected peer. Raises PeerUnreachable, ProtocolUnsupported or StreamBroken."""
+        """A stream to a connected peer, which may be written to at once. Raises PeerUnreachable or StreamBroken."""
         links = self._connections.get(peer)
         if not links:
             raise PeerUnreachable(f"not connected to {peer}")
@@ -186,7 +186,7 @@ class Libp2pTransport:
             stream = await links[-1].session.open_stream()
         except trio.BrokenResourceError as error:
             raise PeerUnreachable(f"the connection to {peer} is gone: {error}") from error
-        await self._protocols.request(peer, stream, protocol)
+        await multistream.propose(stream, protocol)
         return stream
 
     async def disconnect(self, peer: PeerId, reason: str) -> None:

@@ -1,7 +1,8 @@
 """Which protocols a node serves, and the tasks that serve them, on any kind of connection.
 
-Owns the handlers, the cap on inbound streams per peer, the negotiation at the start of a stream, and the fate of
-exceptions: this is the one place where every exception of a handler ends, at the price of its stream.
+Owns the handlers, the cap on inbound streams per peer, the listener's part in the negotiation at the start of a
+stream, and the fate of exceptions: this is the one place where every exception of a handler ends, at the price of its
+stream.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections import Counter
 import trio
 
 from p2p import multistream
-from p2p.errors import GossamerError, StreamBroken
+from p2p.errors import GossamerError, ProtocolUnsupported
 from p2p.flow import FlowStream
 from p2p.limits import Limits
 from p2p.transport import PeerId, ProtocolName, StreamHandler
@@ -55,27 +56,11 @@ class Protocols:
         """Serve an admitted inbound stream of a protocol that was named in advance and is served."""
         self._nursery.start_soon(self._serve, peer, stream, protocol)
 
-    async def request(self, peer: PeerId, stream: FlowStream, protocol: ProtocolName) -> None:
-        """Agree with ``peer`` on the protocol of a fresh outbound stream, or reset it.
-
-        Raises ProtocolUnsupported or StreamBroken.
-        """
-        agreed = False
-        try:
-            with trio.fail_after(self._limits.stream_timeout_s):
-                await multistream.select(stream, protocol)
-                agreed = True
-        except trio.TooSlowError as error:
-            raise StreamBroken(f"{peer} did not answer within {self._limits.stream_timeout_s:g} s") from error
-        finally:
-            if not agreed:
-                stream.reset("the protocol was not agreed on")
-
     async def _serve(self, peer: PeerId, stream: FlowStream, protocol: ProtocolName | None) -> None:
         try:
             if protocol is None:
                 with trio.fail_after(self._limits.stream_timeout_s):
-                    protocol = await multistream.answer(stream, self._handlers)
+                    protocol = await self._agree(stream)
             await self._handlers[protocol](peer, stream)
             stream.close()
         except (GossamerError, trio.BrokenResourceError, trio.TooSlowError) as error:
@@ -87,3 +72,16 @@ class Protocols:
             self._in_service[peer] -= 1
             if not self._in_service[peer]:
                 del self._in_service[peer]
+
+    async def _agree(self, stream: FlowStream) -> ProtocolName:
+        try:
+            return await multistream.answer(stream, self._handlers)
+        except ProtocolUnsupported:
+            # The dialler has to hear of it. To many a multiplexer a reset voids what it has not read yet, so what it
+            # had sent already is let in, a window of it at most, until the dialler has had its answer and leaves.
+            await stream.send_eof()
+            left = self._limits.receive_window_bytes
+            while left and (received := await stream.receive_some(left)):
+                left -= len(received)
+            stream.close()
+            raise

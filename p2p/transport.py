@@ -7,15 +7,20 @@ The contract, beyond the types:
 
 * Streams are FlowStreams, and so ``trio.abc.HalfCloseableStream``: bytes, ordered, authenticated to ``PeerId``,
   encrypted on the real network. ``receive_some`` returns ``b""`` at the peer's end of file. A stream that breaks raises
-  ``trio.BrokenResourceError``; one closed here raises ``trio.ClosedResourceError``; nothing else escapes.
+  ``trio.BrokenResourceError``; one closed here raises ``trio.ClosedResourceError``; nothing else escapes, but for
+  what follows.
+* A stream costs no round trip of its own. It may be written to at once; whether the peer speaks its protocol is known
+  by the first read, which raises ProtocolUnsupported otherwise, as does every write once the refusal is here. Whoever
+  only writes asks ``FlowStream.wait_agreed``.
 * A handler runs as one task per inbound stream, at most ``Limits.streams_per_peer_max`` per peer. An
   exception in a handler resets that stream and is logged; it never reaches the daemon. The stream is
   closed when the handler returns.
 * A peer that sends past its receive window, or stops answering for ``Limits.peer_silence_s``, is
   disconnected, and a ``PeerDown`` with the reason is published.
 * At most ``Limits.peers_max`` peers are connected, of whom at most ``Limits.peers_inbound_max`` have dialled us.
-* All waits are bounded: ``connect`` by ``Limits.dial_timeout_s``, ``open_stream`` and every wait of a write
-  for the peer to take more by ``Limits.stream_timeout_s``. Reads wait as long as the caller's own deadline.
+* All waits are bounded: ``connect`` by ``Limits.dial_timeout_s``, the first read's wait for an agreement and every
+  wait of a write for the peer to take more by ``Limits.stream_timeout_s``. Other reads wait as long as the caller's
+  own deadline.
 * ``aclose`` is graceful for what was sent before and abrupt for what the other side still sends. What has
   arrived before a stream broke can still be read.
 """
@@ -105,10 +110,7 @@ class Transport(Protocol):
         """
 
     async def open_stream(self, peer: PeerId, protocol: ProtocolName) -> FlowStream:
-        """Open a stream to a connected peer, in one round trip.
-
-        Raises PeerUnreachable, ProtocolUnsupported, or StreamBroken (the peer resets it, or does not answer).
-        """
+        """Open a stream to a connected peer, without waiting for it. Raises PeerUnreachable or StreamBroken."""
 
     def serve(self, protocol: ProtocolName, handler: StreamHandler) -> None:
         """Answer inbound streams of ``protocol`` with ``handler``; to be called once per protocol."""

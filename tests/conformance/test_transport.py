@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from p2p.errors import PeerUnreachable, ProtocolUnsupported, StreamBroken
+from p2p.errors import PeerUnreachable, ProtocolUnsupported
 from p2p.flow import FlowStream
 from p2p.noise_stream import SOCKET_READ_BYTES
 from p2p.transport import PeerDown, PeerId, PeerUp, ProtocolName, Transport
@@ -223,19 +223,115 @@ async def test_an_exception_in_a_handler_costs_only_its_stream(
         assert await stream.receive_some() == b"still here"
 
 
-async def test_a_protocol_nobody_serves_is_refused(clock: Clock, pair: Pair) -> None:
+UNKNOWN = ProtocolName("/test/unknown/1")
+
+
+@pytest.mark.parametrize(
+    "ahead",
+    [
+        b"",
+        b"\x00\x00\x00\x05hello",
+        b"\x05hello",  # neither a line of the negotiation nor too short for one
+        b"\x50 the beginning of a line of 80 bytes",
+        bytes(200_000),
+    ],
+    ids=["nothing", "a frame", "a line", "half a line", "many bytes"],
+)
+@pytest.mark.parametrize("half_closed", [False, True])
+async def test_a_protocol_nobody_serves_is_refused_at_the_first_read(
+    clock: Clock, pair: Pair, ahead: bytes, half_closed: bool
+) -> None:
     near, far = pair
-    with pytest.raises(ProtocolUnsupported):
-        await near.open_stream(far.local.peer, ProtocolName("/test/unknown/1"))
+    stream = await near.open_stream(far.local.peer, UNKNOWN)
+    await stream.send_all(ahead)
+    if half_closed:
+        await stream.send_eof()
+    with trio.fail_after(1):
+        for _ in range(2):  # and at every one after it
+            with pytest.raises(ProtocolUnsupported):
+                await stream.receive_some()
+        assert near.traffic().streams_open == 0
+        while far.traffic().streams_open:
+            await trio.sleep(0.01)
+    stream.close()
+    with pytest.raises(trio.ClosedResourceError):
+        await stream.receive_some()
+    far.serve(ECHO, echo)
+    async with await near.open_stream(far.local.peer, ECHO) as stream:
+        await stream.send_all(b"still here")
+        assert await stream.receive_some() == b"still here"
+
+
+async def test_who_only_writes_hears_of_a_refusal_too(clock: Clock, pair: Pair, world: World) -> None:
+    near, far = pair
+    with trio.fail_after(world.limits.stream_timeout_s):
+        for total in (1, 4 * world.limits.receive_window_bytes):
+            with pytest.raises(ProtocolUnsupported):
+                stream = await near.open_stream(far.local.peer, UNKNOWN)
+                await stream.send_all(bytes(total))
+                await stream.wait_agreed()
+                pytest.fail("agreed to what is not spoken")
+        stream = await near.open_stream(far.local.peer, UNKNOWN)
+        with pytest.raises(ProtocolUnsupported):
+            while True:
+                await stream.send_all(b"x")
+                await trio.sleep(0.01)
+        with pytest.raises(ProtocolUnsupported):
+            stream.send_now(b"x")
+
+
+async def test_who_only_writes_can_wait_for_an_agreement(clock: Clock, pair: Pair) -> None:
+    near, far = pair
+    far.serve(ECHO, echo)
+    stream = await near.open_stream(far.local.peer, ECHO)
+    assert not stream.agreed
+    await stream.wait_agreed()
+    assert stream.agreed
+    stream.reset("enough")
+    with pytest.raises(trio.BrokenResourceError):
+        await stream.send_all(b"x")
+
+
+async def test_what_was_sent_before_closing_arrives_though_no_answer_was_awaited(
+    clock: Clock, pair: Pair
+) -> None:
+    near, far = pair
+    heard, arrivals = trio.open_memory_channel[bytes](1)
+
+    async def listen(_: PeerId, stream: Stream) -> None:
+        await heard.send(await read_all(stream))
+
+    far.serve(ECHO, listen)
+    for sent in (b"", b"farewell"):
+        stream = await near.open_stream(far.local.peer, ECHO)
+        await stream.send_all(sent)
+        stream.close()
+        with trio.fail_after(1):
+            assert await arrivals.receive() == sent
     assert near.traffic().streams_open == 0
+
+
+async def test_a_reset_before_the_answer_ends_it_on_both_sides(clock: Clock, pair: Pair) -> None:
+    near, far = pair
+    far.serve(ECHO, echo)
+    stream = await near.open_stream(far.local.peer, ECHO)
+    assert stream.send_now(b"x")
+    stream.reset("changed our mind")
+    with pytest.raises(trio.BrokenResourceError, match="changed our mind"):
+        await stream.receive_some()
+    with trio.fail_after(1):
+        while far.traffic().streams_open:
+            await trio.sleep(0.01)
 
 
 async def test_a_peer_may_hold_only_so_many_streams_open(clock: Clock, pair: Pair, world: World) -> None:
     near, far = pair
     far.serve(ECHO, echo)
     streams = [await near.open_stream(far.local.peer, ECHO) for _ in range(world.limits.streams_per_peer_max)]
-    with pytest.raises(StreamBroken):
-        await near.open_stream(far.local.peer, ECHO)
+    one_more = await near.open_stream(far.local.peer, ECHO)
+    with pytest.raises(trio.BrokenResourceError, match="reset"):
+        await one_more.receive_some()
+    assert not one_more.agreed
     assert far.traffic().streams_refused == 1
     for stream in streams:
         await stream.send_eof()

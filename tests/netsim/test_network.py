@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import AsyncIterator
 from typing import Any
@@ -11,8 +12,10 @@ import trio
 import trio.testing
 
 from netsim.network import LinkModel, SimHost, SimNetwork, open_sim_network
-from p2p.errors import PeerUnreachable
+from p2p.codec import WireMessage
+from p2p.errors import PeerUnreachable, ProtocolUnsupported
 from p2p.limits import Limits
+from p2p.rpc import call, serve_calls
 from p2p.service import open_service_nursery
 from p2p.transport import PeerDown, PeerId, PeerUp, ProtocolName
 
@@ -47,8 +50,8 @@ async def hosts(network: SimNetwork) -> AsyncIterator[dict[PeerId, SimHost]]:
 
 
 async def round_trip_s(near: SimHost, far: SimHost, size: int = 1) -> float:
+    started = trio.current_time()
     async with await near.open_stream(far.local.peer, ECHO) as stream:
-        started = trio.current_time()
         await stream.send_all(bytes(size))
         received = 0
         while received < size:
@@ -65,8 +68,45 @@ async def test_time_passes_as_the_links_say(
     assert await round_trip_s(hosts[A], hosts[B]) == pytest.approx(0.2)
     network.set_link(A, B, LinkModel(latency_s=1.0))
     assert await round_trip_s(hosts[A], hosts[B]) == pytest.approx(1.1)
+    await trio.sleep(1.0)  # what closed the last stream is there
     network.set_link(A, B, LinkModel(latency_s=0.0, bytes_per_s=1e6))
     assert await round_trip_s(hosts[A], hosts[B], size=500_000) == pytest.approx(0.6, abs=0.01)
+
+
+class Number(WireMessage, frozen=True):
+    value: int
+
+
+async def test_a_call_takes_one_round_trip_and_so_does_its_refusal(
+    autojump_clock: Clock, hosts: dict[PeerId, SimHost]
+) -> None:
+    async def repeat(_: PeerId, request: Number) -> Number:
+        return request
+
+    serve_calls(
+        hosts[B], ProtocolName("/test/call/1"), Number, repeat, limits=LIMITS, on_malformed=lambda *_: None
+    )
+    await hosts[A].connect(hosts[B].local)
+    for protocol in ("/test/call/1", "/test/unknown/1"):
+        started = trio.current_time()
+        with contextlib.suppress(ProtocolUnsupported):
+            await call(hosts[A], B, ProtocolName(protocol), Number(value=1), Number, timeout_s=5)
+        assert trio.current_time() - started == pytest.approx(0.2)
+
+
+async def test_a_peer_that_cannot_answer_is_given_up_at_the_first_read(
+    autojump_clock: Clock, network: SimNetwork, hosts: dict[PeerId, SimHost]
+) -> None:
+    await hosts[A].connect(hosts[B].local)
+    network.set_link(B, A, LinkModel(latency_s=60))
+    stream = await hosts[A].open_stream(B, ECHO)
+    await stream.send_all(b"hello?")
+    started = trio.current_time()
+    with pytest.raises(trio.BrokenResourceError, match="did not answer within 15 s"):
+        await stream.receive_some()
+    assert trio.current_time() - started == pytest.approx(LIMITS.stream_timeout_s)
+    await trio.sleep(1)
+    assert not hosts[B].traffic().streams_open
 
 
 async def test_jitter_never_reorders_a_stream(
@@ -102,14 +142,14 @@ async def test_a_short_partition_delays_and_a_long_one_disconnects(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(heal_later)
         started = trio.current_time()
-        await (await hosts[A].open_stream(B, ECHO)).aclose()
-        assert 5 <= trio.current_time() - started < 6
+        assert await round_trip_s(hosts[A], hosts[B]) > 5
+        assert trio.current_time() - started < 6
 
     network.cut([A], [B, C])
     cut_at = trio.current_time()
     lost = {await events.receive(), await events.receive()}
     assert lost == {PeerDown(peer, "no sign of life for 12 s", broken=True) for peer in (B, C)}
-    assert trio.current_time() - cut_at == LIMITS.peer_silence_s
+    assert trio.current_time() - cut_at == pytest.approx(LIMITS.peer_silence_s)
     with pytest.raises(PeerUnreachable, match="in time"):
         await hosts[B].connect(hosts[A].local)
     network.heal()
