@@ -27,6 +27,7 @@ from gossip.messages import (
 )
 from gossip.record_batches import LogRules, log_name, make
 from gossip.record_logs import RecordLogs
+from netsim.connection import Frame
 from netsim.network import SimHost, SimNetwork, open_sim_network
 from p2p.errors import StreamBroken
 from p2p.flow import FlowStream
@@ -242,6 +243,35 @@ async def test_a_push_that_breaks_off_leads_to_a_comparison(
         assert reader.logs.records == 3
 
 
+async def test_who_does_not_listen_is_tried_ever_more_rarely_and_told_once_it_does(
+    autojump_clock: object,
+) -> None:
+    told: list[Frame] = []
+
+    class Trace:
+        def delivered(self, at_s: float, source: int, target: int, kind: Frame, *_: object) -> None:
+            told.append(kind)
+
+    async with (
+        swarm(1) as (network, (writer,)),
+        network.open_host(IDENTITIES[1].peer) as deaf,
+        trio.open_nursery() as nursery,
+    ):
+        await writer.host.connect(deaf.local)
+        await trio.sleep(1)  # the newcomer is asked what it holds
+        network.trace = Trace()
+        for _ in range(5):
+            writer.write()
+            await trio.sleep(60)
+        assert 5 < told.count(Frame.OPEN) < 15
+        assert Frame.DATA not in told, "nothing is said to who does not listen"
+        network.trace = None
+        late = Member(IDENTITIES[1], deaf, 1)
+        nursery.start_soon(late.spread.run)
+        await agree([writer, late], within_s=61)
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_fork_is_denounced_to_all_and_its_author_banned(autojump_clock: object) -> None:
     """Told one history here and another there, the members find out when they tell each other how far they are."""
     async with swarm(5) as (_, members):
@@ -250,6 +280,7 @@ async def test_a_fork_is_denounced_to_all_and_its_author_banned(autojump_clock: 
         for member in members:
             member.write()
         await agree(members, within_s=2)
+        await trio.sleep(1)  # every log has its tree
         one, other = liar.batch(b"\5"), liar.batch(b"\6")
         for packed, told in ((one, others[:2]), (other, others[2:])):
             for member in told:

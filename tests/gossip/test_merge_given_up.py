@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from gossip.merge_record import record_hash
 from gossip.messages import Ballot, MergeAccept, MergeCall, MergeRecord
 from p2p.errors import CallRefused
+from p2p.transport import PeerId
 from tests.gossip.merge_world import LIMITS, PERIOD_S, World, open_world, peer_named
 from tests.gossip.test_merging import proposer_of
 
@@ -48,11 +49,17 @@ async def die_after_acceptance(world: World, *survivors: int) -> MergeRecord:
 async def die_after_commit(world: World, survivor: int) -> bytes:
     """As before, but the other one of two has committed the record, and took that to its grave."""
     other = 1 - survivor
+
+    def die_untold(peer: PeerId, event: str) -> None:
+        if (peer, event) == (world[other].peer, "asks") and world[other].merger.head_height:
+            world.crash(other)
+
+    world.hook = die_untold
     world.due(1)
     with trio.fail_after(5):
-        while not world[other].merger.head_height:
+        while world[other].up:
             await trio.sleep(0.001)
-    world.crash(other)
+    world.hook = lambda peer, event: None
     await trio.sleep(1)
     assert world[survivor].merger.head_height == 0
     assert record_hash(accepted_by(world, survivor)) == world[other].merger.head

@@ -453,7 +453,7 @@ async def test_a_member_without_disk_space_does_not_vote_and_says_so(autojump_cl
 async def test_a_damaged_promise_is_silence_until_the_next_link(autojump_clock):
     async with open_world(3) as world:
         world.due(1)
-        await trio.sleep(0.2)
+        await trio.sleep(0.1)
         world.crash(0)
         world[0].disk.flip_bit(PROMISE, 40)
         await world.start(0)

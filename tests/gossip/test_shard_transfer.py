@@ -188,6 +188,56 @@ async def test_pipelining_hides_the_round_trips(autojump_clock):
     assert taken_s < 0.2 + 1.02 * len(LARGE) / 8e6
 
 
+async def test_a_chunk_from_the_only_holder_takes_one_round_trip(autojump_clock):
+    ref, _ = await outline_of(SMALL)
+    async with world(None, link=LinkModel(latency_s=0.25)) as seeker:
+        await seeker.host.connect(seeker.network.hosts[HOLDERS[0]].local)
+        began_s = trio.current_time()
+        assert await seeker.fetch(ref, HOLDERS[:1]) == SMALL
+        assert trio.current_time() - began_s == pytest.approx(0.5)
+
+
+async def test_a_holder_that_does_not_answer_keeps_no_chunk_from_the_others(autojump_clock):
+    ref, _ = await outline_of(SMALL)
+    async with world(None, None) as seeker:
+        for silent in HOLDERS[:2]:  # whichever is asked first
+            for peer in HOLDERS[:2]:
+                latency_s = 60.0 if peer == silent else 0.02
+                seeker.network.set_link(peer, SEEKER, LinkModel(latency_s=latency_s))
+                await seeker.host.disconnect(peer, "so that it is dialled again")
+                await seeker.host.connect(seeker.network.hosts[peer].local)
+            began_s = trio.current_time()
+            assert await seeker.fetch(ref, HOLDERS[:2]) == SMALL
+            assert trio.current_time() - began_s < 1
+
+
+async def test_a_holder_that_takes_nobody_on_costs_the_fetch_and_no_standing(autojump_clock):
+    ref, _ = await outline_of(SMALL)
+    async with world(None) as seeker:
+        host = seeker.network.hosts[HOLDERS[0]]
+        await seeker.host.connect(host.local)
+        streams = [
+            await seeker.host.open_stream(HOLDERS[0], SHARD_PROTOCOL)
+            for _ in range(LIMITS.streams_per_peer_max)
+        ]
+        with pytest.raises(FetchFailed) as caught:
+            await seeker.fetch(ref, HOLDERS[:1])
+        assert "no answer" in caught.value.why
+        for stream in streams:
+            stream.close()
+        await trio.sleep(1)
+        handler = host.protocols._handlers.pop(SHARD_PROTOCOL)
+        with pytest.raises(FetchFailed) as caught:
+            await seeker.fetch(ref, HOLDERS[:1])
+        assert "does not speak" in caught.value.why
+        host.serve(SHARD_PROTOCOL, handler)
+        seeker.network.set_link(HOLDERS[0], SEEKER, LinkModel(latency_s=60))
+        with pytest.raises(FetchFailed) as caught:
+            await seeker.fetch(ref, HOLDERS[:1])
+        assert "did not answer within 15 s" in caught.value.why
+    assert not seeker.ledger.refusals
+
+
 @pytest.mark.parametrize("bad", BAD_HOLDERS)
 async def test_a_bad_holder_alone_fails_the_fetch_and_is_noted(autojump_clock, bad):
     ref, _ = await outline_of(LARGE)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import trio
 
-from p2p.errors import GossamerError
+from p2p.errors import GossamerError, ProtocolUnsupported
 from p2p.transport import PeerRecord, ProtocolName, Transport
 
 HEADER = b"\x13/multistream/1.0.0\n"
@@ -116,5 +116,5 @@ async def _pour(stream: trio.abc.HalfCloseableStream, data: bytes, patience_s: f
                 await stream.send_eof()
                 while await stream.receive_some():
                     pass
-        except (trio.BrokenResourceError, OSError):
+        except (trio.BrokenResourceError, ProtocolUnsupported, OSError):
             pass

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 import trio
@@ -21,7 +21,7 @@ from libp2p.security.noise.transport import Transport as NoiseTransport
 from multiaddr import Multiaddr
 
 from p2p.codec import WireMessage
-from p2p.errors import AddressError, MalformedMessage, PeerUnreachable, PortInUse
+from p2p.errors import AddressError, MalformedMessage, PeerUnreachable, PortInUse, ProtocolUnsupported
 from p2p.identity import Identity
 from p2p.libp2p_transport import open_libp2p
 from p2p.limits import Limits
@@ -31,6 +31,7 @@ from p2p.transport import PeerDown, PeerId, PeerRecord, PeerUp, ProtocolName, Tr
 from tests.p2p.garbage import GOSSAMER_PROTOCOLS, KINDS, Garbage, throw
 
 ECHO = ProtocolName("/test/echo/1")
+QUESTIONS = ProtocolName("/test/questions/1")
 LOOPBACK = ["/ip4/127.0.0.1/tcp/0"]
 LIMITS = Limits(dial_timeout_s=1.0, stream_timeout_s=1.0, peer_silence_s=1.0, handshakes_per_address_max=3)
 
@@ -39,6 +40,14 @@ async def echo(_: PeerId, stream: trio.abc.HalfCloseableStream) -> None:
     while data := await stream.receive_some():
         await stream.send_all(data)
     await stream.send_eof()
+
+
+class Question(WireMessage, frozen=True):
+    text: str
+
+
+async def repeat(_: PeerId, question: Question) -> Question:
+    return question
 
 
 def port_of(record: PeerRecord) -> int:
@@ -202,6 +211,60 @@ async def test_whoever_dials_here_leaves_room_for_our_own_choice() -> None:
         assert await echoes(host, guests[3])
 
 
+Pump = Callable[[trio.SocketStream, trio.SocketStream], Awaitable[None]]
+
+
+@contextlib.asynccontextmanager
+async def open_proxy(far: PeerRecord, pump: Pump) -> AsyncIterator[PeerRecord]:
+    """``far`` at another address; each direction of a connection to it passes through a ``pump``."""
+
+    async def forward(inbound: trio.SocketStream) -> None:
+        outbound = await trio.open_tcp_stream("127.0.0.1", port_of(far))
+        async with outbound, trio.open_nursery() as pumps:
+            pumps.start_soon(carry, inbound, outbound)
+            pumps.start_soon(carry, outbound, inbound)
+
+    async def carry(source: trio.SocketStream, target: trio.SocketStream) -> None:
+        with contextlib.suppress(trio.BrokenResourceError):  # one of the two has left
+            await pump(source, target)
+
+    async with open_service_nursery() as nursery:
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, forward, listeners)
+        yield PeerRecord(far.peer, (f"/ip4/127.0.0.1/tcp/{listeners[0].socket.getsockname()[1]}",))
+
+
+async def test_a_call_over_a_slow_line_takes_one_round_trip(nursery: trio.Nursery) -> None:
+    one_way_s = 0.1
+
+    async def pump(source: trio.SocketStream, target: trio.SocketStream) -> None:
+        under_way, arriving = trio.open_memory_channel[tuple[float, bytes]](1000)
+        nursery.start_soon(arrive, arriving, target)
+        with under_way:
+            while data := await source.receive_some():
+                under_way.send_nowait((trio.current_time() + one_way_s, bytes(data)))
+
+    async def arrive(
+        arriving: trio.MemoryReceiveChannel[tuple[float, bytes]], target: trio.SocketStream
+    ) -> None:
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            async for due_s, data in arriving:
+                await trio.sleep_until(due_s)
+                await target.send_all(data)
+
+    async with open_host() as near, open_host() as far, open_proxy(far.local, pump) as slow:
+        serve_calls(far, QUESTIONS, Question, repeat, limits=LIMITS, on_malformed=lambda *_: None)
+        await near.connect(slow)
+        for protocol in (QUESTIONS, ProtocolName("/test/unknown/1")):
+            times_s = []
+            for _ in range(3):
+                started_s = trio.current_time()
+                with contextlib.suppress(ProtocolUnsupported):
+                    await call(near, far.local.peer, protocol, Question(text="?"), Question, timeout_s=5)
+                times_s.append(trio.current_time() - started_s)
+            assert 2 * one_way_s <= min(times_s) < 3.5 * one_way_s
+
+
 async def test_a_peer_that_falls_silent_is_dropped() -> None:
     """A frozen process keeps its sockets open; only the missing signs of life tell. Played by a frozen proxy."""
     frozen = False
@@ -212,18 +275,9 @@ async def test_a_peer_that_falls_silent_is_dropped() -> None:
                 await trio.sleep_forever()
             await target.send_all(data)
 
-    async def forward(inbound: trio.SocketStream) -> None:
-        outbound = await trio.open_tcp_stream("127.0.0.1", port_of(far.local))
-        async with outbound, trio.open_nursery() as pumps:
-            pumps.start_soon(pump, inbound, outbound)
-            pumps.start_soon(pump, outbound, inbound)
-
-    async with open_host() as near, open_host() as far, open_service_nursery() as nursery:
-        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        nursery.start_soon(trio.serve_listeners, forward, listeners)
-        address = f"/ip4/127.0.0.1/tcp/{listeners[0].socket.getsockname()[1]}"
+    async with open_host() as near, open_host() as far, open_proxy(far.local, pump) as proxy:
         near_events, far_events = near.peer_events(), far.peer_events()
-        await near.connect(PeerRecord(far.local.peer, (address,)))
+        await near.connect(proxy)
         assert await echoes(near, far)
         await near_events.receive()
         await far_events.receive()
@@ -288,6 +342,27 @@ async def test_we_can_dial_a_stock_libp2p_host_and_talk() -> None:
             assert await stream.receive_some() == b""
 
 
+async def test_a_stock_host_that_refuses_is_understood() -> None:
+    async with open_host(Limits()) as ours, open_stock_host() as stock:
+        peer = PeerId(stock.get_id().to_base58())
+        await ours.connect(PeerRecord(peer, (str(stock.get_addrs()[0]).rpartition("/p2p/")[0],)))
+        for ahead in (b"", b"\x00\x00\x00\x05hello"):
+            async with await ours.open_stream(peer, ECHO) as stream:
+                await stream.send_all(ahead)
+                with trio.fail_after(5), pytest.raises(ProtocolUnsupported):
+                    await stream.receive_some()
+
+
+async def test_a_stock_host_may_propose_one_protocol_after_another() -> None:
+    async with open_host(Limits()) as ours, open_stock_host() as stock:
+        await stock.connect(info_from_p2p_addr(Multiaddr(f"{ours.local.addresses[0]}/p2p/{ours.local.peer}")))
+        with trio.fail_after(5):
+            stream = await stock.new_stream(ID.from_base58(ours.local.peer), ["/test/other/1", ECHO])
+            await stream.write(b"agreed")
+            assert await stream.read(6) == b"agreed"
+        await stream.close()
+
+
 async def test_plaintext_is_never_spoken() -> None:
     async with open_host() as ours, open_stock_host(plaintext=True) as stock:
         target = info_from_p2p_addr(Multiaddr(f"{ours.local.addresses[0]}/p2p/{ours.local.peer}"))
@@ -298,14 +373,6 @@ async def test_plaintext_is_never_spoken() -> None:
 
 
 # --- garbage ----------------------------------------------------------------------------------------------------------
-
-
-class Question(WireMessage, frozen=True):
-    text: str
-
-
-async def repeat(_: PeerId, question: Question) -> Question:
-    return question
 
 
 @pytest.mark.parametrize("garbage", KINDS, ids=lambda garbage: garbage.name)

@@ -8,8 +8,11 @@ import pytest
 import trio
 import trio.testing
 
+from p2p.codec import WireMessage
 from p2p.flow import FRAME_PAYLOAD_BYTES
+from p2p.frames import send_message
 from p2p.limits import Limits
+from p2p.multistream import propose
 from p2p.yamux import (
     ACK,
     CONTROL_FRAMES_MAX,
@@ -31,6 +34,10 @@ LIMITS = Limits(
     peer_silence_s=12, stream_timeout_s=15, receive_window_bytes=512 << 10, streams_per_peer_max=4
 )
 Clock = trio.testing.MockClock
+
+
+class Greeting(WireMessage, frozen=True):
+    text: str
 
 
 class Wire:
@@ -263,6 +270,28 @@ async def test_a_polite_close_lets_what_was_sent_leave(autojump_clock: Clock, nu
     assert [kind for kind, *_ in kinds] == [WINDOW_UPDATE, DATA, GO_AWAY]
     with pytest.raises(trio.BrokenResourceError, match="enough"):
         await stream.send_all(b"x")
+
+
+async def test_a_proposal_and_the_first_message_leave_in_one_write(
+    autojump_clock: Clock, nursery: trio.Nursery
+) -> None:
+    ours, carrier = trio.testing.memory_stream_pair()
+    writes = []
+    session = Session(carrier, initiator=True, limits=LIMITS, admit=lambda: True)
+    nursery.start_soon(session.run)
+    await trio.testing.wait_all_tasks_blocked()
+    await ours.receive_some()  # a ping
+
+    async def count() -> None:
+        writes.append(trio.current_time())
+
+    carrier.send_stream.send_all_hook = count
+    stream = await session.open_stream()
+    await propose(stream, "/test/echo/1")
+    await send_message(stream, Greeting(text="hello"))
+    await trio.testing.wait_all_tasks_blocked()
+    assert len(writes) == 1
+    assert b"hello" in await ours.receive_some()
 
 
 async def test_no_stream_keeps_the_connection_to_itself(autojump_clock: Clock, nursery: trio.Nursery) -> None:
