@@ -77,8 +77,8 @@ class Protocols:
         try:
             return await multistream.answer(stream, self._handlers)
         except ProtocolUnsupported:
-            # The dialler has to hear of it. To many a multiplexer a reset voids what it has not read yet, so what it
-            # had sent already is let in, a window of it at most, until the dialler has had its answer and leaves.
+            # The dialler has to hear of it, and many a multiplexer drops what was not read yet when a reset comes. So
+            # what the dialler had sent ahead is let in, a window of it at most, until it has its answer and leaves.
             await stream.send_eof()
             left = self._limits.receive_window_bytes
             while left and (received := await stream.receive_some(left)):

@@ -224,8 +224,9 @@ async def test_a_refusal_wakes_whoever_waits_to_send() -> None:
         stream.deliver(HEADER + b"\x03na\n")
 
 
-async def test_closing_before_the_answer_is_the_end_of_it() -> None:
+async def test_closing_before_the_answer_is_the_end_of_it(autojump_clock: object) -> None:
     stream, sink = await proposed()
+    started = trio.current_time()
     async with trio.open_nursery() as nursery:
 
         async def read() -> None:
@@ -235,6 +236,7 @@ async def test_closing_before_the_answer_is_the_end_of_it() -> None:
         nursery.start_soon(read)
         await trio.testing.wait_all_tasks_blocked()
         stream.close()
+    assert trio.current_time() == started
     assert sink.sent[1:] == ["end", "reset"]
 
 

@@ -55,6 +55,7 @@ async def test_a_dialler_that_hears_a_refusal_leaves_in_peace(
     await listener.refuse(b"\0\0\0\5hello")
     await listener.send(DATA, 0, 1, 5, b"there")
     await listener.send(WINDOW_UPDATE, FIN, 1, 0)
+    await trio.testing.wait_all_tasks_blocked()
     await listener.send(WINDOW_UPDATE, SYN, 3, 0)
     assert (await listener.receive())[1:3] == (ACK, 3), "nothing more about the first stream"
     assert listener.session.streams_open == 1
@@ -66,7 +67,8 @@ async def test_a_refused_dialler_that_goes_on_is_cut_off_after_one_window(
 ) -> None:
     await listener.refuse(b"\0")
     quarter = LIMITS.receive_window_bytes // 4
-    frames = []
+    frames: list[int] = []
+    started = trio.current_time()
     for _ in range(6):
         await listener.send(DATA, 0, 1, quarter, bytes(quarter))
         await trio.testing.wait_all_tasks_blocked()
@@ -74,6 +76,7 @@ async def test_a_refused_dialler_that_goes_on_is_cut_off_after_one_window(
             break
     while not frames or not frames[-1] & RST:
         frames.append((await listener.receive())[1])
+    assert trio.current_time() == started
     assert len(frames) <= 3, "a window granted again, at most"
     assert not listener.session.reason
     assert listener.slots_free() == LIMITS.streams_per_peer_max

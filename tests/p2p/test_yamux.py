@@ -286,12 +286,14 @@ async def test_a_proposal_and_the_first_message_leave_in_one_write(
         writes.append(trio.current_time())
 
     carrier.send_stream.send_all_hook = count
-    stream = await session.open_stream()
-    await propose(stream, "/test/echo/1")
-    await send_message(stream, Greeting(text="hello"))
-    await trio.testing.wait_all_tasks_blocked()
-    assert len(writes) == 1
-    assert b"hello" in await ours.receive_some()
+    for number in range(1, 11):
+        stream = await session.open_stream()
+        await propose(stream, "/test/echo/1")
+        await send_message(stream, Greeting(text="hello"))
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(writes) == number
+        stream.break_off("enough")
+    assert (await ours.receive_some()).count(b"hello") == 10
 
 
 async def test_no_stream_keeps_the_connection_to_itself(autojump_clock: Clock, nursery: trio.Nursery) -> None:
