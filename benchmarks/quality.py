@@ -48,8 +48,6 @@ PAGE = Path("docs/QUALITY.md")
 KEPT = Path("docs/quality/outcomes.jsonl")
 BASELINE = "data-parallel"
 DEFAULT = "the default"
-OFTEN = 12
-"""Steps between the default's merges where it starts from scratch, which is 80 times fewer bytes."""
 DILOCO = {"kind": "nesterov", "rate": 0.7, "momentum": 0.9, "wire": "fp32"}
 
 
@@ -96,11 +94,9 @@ def by_default(**exchange: Any) -> dict[str, Any]:
 
 EXACT = Method(BASELINE, how="data-parallel")
 CHOSEN = Method(DEFAULT, by_default())
-CHOSEN_OFTEN = by_default(every_steps=OFTEN)
 FROM_SCRATCH = (
     EXACT,
     CHOSEN,
-    Method(f"{DEFAULT}, H = {OFTEN}", CHOSEN_OFTEN),
     Method("local only", how="alone"),
     Method("final-only", {"schedule": {"preset": "final-only"}}),
     Method("FedAvg, H = 50", every(50)),
@@ -127,20 +123,14 @@ FROM_SCRATCH = (
     Method("pull, variance-corrected", {"exchange": {"every_steps": 50}}),
     Method("late-heavy", {"schedule": {"preset": "late-heavy"}, "exchange": {"every_steps": 10}}),
     Method("int8, H = 20", every(20, outer=DILOCO | {"momentum": 0.8, "wire": "int8"})),
-    Method(
-        "early-dense",
-        {
-            "schedule": {"preset": "early-dense"},
-            "exchange": {"every_steps": 5},
-            "outer": by_default()["outer"],
-        },
-    ),
+    Method("evenly, H = 13", every(13, outer=by_default()["outer"])),
+    Method("early-dense without warm-up", by_default() | {"outer": by_default()["outer"] | {"warmup": 0.0}}),
 )
 TABLES = (
     Table("eight-nodes", FROM_SCRATCH, nodes=8, batch=4, steps=1000),
     Table(
         "four-nodes",
-        (EXACT, Method(DEFAULT, CHOSEN_OFTEN)),
+        (EXACT, CHOSEN),
         nodes=4,
         batch=8,
         steps=2000,

@@ -7,7 +7,7 @@ how many global merges there are in it, evenly spaced, the last one at its end.
 Presets, H the steps between exchanges (``exchange.every_steps``):
 
 * ``constant``: every exchange, one merge at the end.
-* ``early-dense``: a merge every H steps for the first quarter, while models move most, then every 5 H; no exchanges.
+* ``early-dense``: a merge every H steps for the first half, while models move most, then every 5 H; no exchanges.
 * ``late-heavy``: a fifth of the exchanges until nine tenths, then all, and one merge at the end (arXiv 2507.06542: what
   is sent late counts most for the models that members hold).
 * ``window``: the same with the dense tenth in the middle.
@@ -24,7 +24,7 @@ from training.spec_sections import PHASE_MERGES_MAX, PhaseSpec, SchedulePreset
 
 SPARSE = 0.2
 """The chance of an exchange where they are rare (arXiv 2507.06542, R = 0.2)."""
-DENSE_UNTIL = 0.25
+DENSE_UNTIL = 0.5
 THINNING = 5
 """How many times rarer merges are after that."""
 

@@ -70,8 +70,8 @@ def test_presets_are_what_they_are_called() -> None:
     assert [late.at(progress).probability for progress in (0.0, 0.89, 0.9)] == [0.2, 0.2, 1.0]
     assert [window.at(progress).probability for progress in (0.44, 0.45, 0.56)] == [0.2, 1.0, 0.2]
     early = schedule_of("early-dense")
-    assert sum(point <= 0.25 for point in early.merge_points) == 50
-    assert sum(point > 0.25 for point in early.merge_points) == 30
+    assert sum(point <= 0.5 for point in early.merge_points) == 100
+    assert sum(point > 0.5 for point in early.merge_points) == 20
     assert not early.exchanges
 
 
