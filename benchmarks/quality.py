@@ -82,14 +82,10 @@ def every(steps: int, **more: Any) -> dict[str, Any]:
     return {"schedule": {"preset": "every"}, "exchange": {"every_steps": steps}} | more
 
 
-def by_default(**exchange: Any) -> dict[str, Any]:
-    """What ``gossamer train new`` writes, with other values in its exchanges."""
+def by_default() -> dict[str, Any]:
+    """What ``gossamer train new`` writes of merges."""
     chosen = msgspec.to_builtins(default_run("chosen"))
-    return {
-        "schedule": chosen["schedule"],
-        "exchange": chosen["exchange"] | exchange,
-        "outer": chosen["outer"],
-    }
+    return {section: chosen[section] for section in ("schedule", "exchange", "outer")}
 
 
 EXACT = Method(BASELINE, how="data-parallel")
