@@ -28,6 +28,8 @@ HAND_OVER_WAIT_S = 120.0
 EXIT_S_MAX = 20.0
 """A node that stops promises to be gone within ten seconds."""
 LOOK_S = 0.1
+EXPIRES_DEFAULT = "7d"
+"""Long enough for a person to answer, and about as long as addresses of homes stay what they are."""
 
 merge_app = typer.Typer(help="The global merge: one exact average over all members.", no_args_is_help=True)
 
@@ -111,15 +113,24 @@ def invite(
     common: Common,
     peers: Annotated[int, typer.Option("--peers", min=1, max=8, help="Addresses to put in, at most.")] = 3,
     expires: Annotated[
-        str | None, typer.Option("--expires", help="For example 12h or 7d; never if absent.")
-    ] = None,
+        str, typer.Option("--expires", help="For example 12h or 7d, or never.")
+    ] = EXPIRES_DEFAULT,
 ) -> None:
-    """Print one line that lets another machine join: gossamer join 'LINE'."""
+    """Print one line that lets another machine join: gossamer join 'LINE'. Of a private swarm it is a secret."""
     from node.control import MakeInvite
+    from p2p.invite import utc_text
 
-    expires_s = None if expires is None else parse_duration_s(expires)
+    expires_s = None if expires == "never" else parse_duration_s(expires)
     answer: dict[str, Any] = common.ask("invite", MakeInvite(peers=peers, expires_s=expires_s))
     common.print(answer, escape(answer["invite"]))
+    err, expires_unix_s = common.err(), answer["expires_unix_s"]
+    err.print("expires  " + ("never" if expires_unix_s is None else utc_text(expires_unix_s)))
+    if answer["secret"]:
+        err.print(
+            "secret   it has the swarm's key in it: whoever reads it can connect, and keeps the key when it has"
+            " expired\n"
+            "next     send it by a way that nobody else reads; there: gossamer join -    and paste it"
+        )
 
 
 @command(merge_app, "now")
@@ -322,7 +333,7 @@ def _await_end(pid: int, timeout_s: float) -> bool:
 
 def parse_duration_s(text: str) -> int:
     """``90s``, ``30m``, ``12h`` or ``7d`` to seconds."""
-    match = re.fullmatch(r"(\d+)([smhd]?)", text)
+    match = re.fullmatch(r"(\d{1,9})([smhd]?)", text)
     if match is None or int(match[1]) == 0:
         raise typer.BadParameter(f"{text!r} is not a duration; write for example 12h or 7d")
     return int(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]

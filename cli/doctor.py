@@ -17,9 +17,12 @@ from rich.markup import escape
 
 from cli.common import Common, command
 from cli.exit_codes import ExitCode
+from p2p.errors import SwarmKeyError
 
 if TYPE_CHECKING:
     from cli.checks.finding import Finding, Subject
+    from node.home import Home
+    from p2p.swarm_key import SwarmKey
 
 STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
 
@@ -82,14 +85,25 @@ def _subject(common: Common, invite: str | None, bootstrap: Sequence[str]) -> Su
         config = load_config(home.config_file, os.environ).config
     except ConfigError:  # A check of its own tells of it.
         config = NodeConfig()
+    run = home.remembered_run() if parsed is None else parsed.run
     return Subject(
         home=home,
         config=config,
         environ=os.environ,
-        run=home.remembered_run() if parsed is None else parsed.run,
+        run=run,
         bootstrap=[*(parsed.addresses if parsed is not None else ()), *bootstrap],
         now_unix_s=now_unix_s,
+        swarm_key=(parsed and parsed.swarm_key) or _key_of(home, run),
     )
+
+
+def _key_of(home: Home, run: bytes | None) -> SwarmKey | None:
+    from p2p.swarm_key import SwarmKey
+
+    try:
+        return None if run is None else SwarmKey.load(home.swarm_key_file(run))
+    except SwarmKeyError:  # A check of its own tells of it.
+        return None
 
 
 def _now_unix_s() -> float:

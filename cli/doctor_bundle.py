@@ -107,8 +107,11 @@ def _log_files(subject: Subject) -> list[Path]:
 
 def _tail(file: Path) -> str:
     with file.open("rb") as log:
-        log.seek(max(0, file.stat().st_size - LOG_BYTES_MAX))
-        return log.read(LOG_BYTES_MAX).decode(errors="replace")
+        skipped = max(0, file.stat().st_size - LOG_BYTES_MAX)
+        log.seek(skipped)
+        text = log.read(LOG_BYTES_MAX).decode(errors="replace")
+    # What is left of a line that is cut may be a secret without the name that tells so.
+    return text.partition("\n")[2] if skipped else text
 
 
 def _plain(value: Any) -> Any:

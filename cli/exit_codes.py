@@ -49,6 +49,7 @@ _BY_ERROR = {
     "AddressError": ExitCode.CONFIG,
     "DeviceError": ExitCode.CONFIG,
     "IdentityError": ExitCode.CONFIG,
+    "SwarmKeyError": ExitCode.CONFIG,
     "NoDaemon": ExitCode.NO_DAEMON,
     "Gone": ExitCode.NO_DAEMON,
     "AlreadyRunning": ExitCode.TAKEN,

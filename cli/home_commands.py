@@ -45,9 +45,11 @@ def config_show(common: Common) -> None:
 def config_paths(common: Common) -> None:
     """Where this node keeps its key, settings, shards and logs."""
     home = common.home
+    run = home.remembered_run()
     paths = {
         "config": home.config_file,
         "identity": home.identity_file,
+        **({} if run is None else {"swarm key": home.swarm_key_file(run)}),
         "runs": home.runs_folder,
         "logs": home.logs_folder,
         "lock": home.lock_file,

@@ -10,6 +10,7 @@ import datetime
 import os
 import re
 import signal
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from cli.exit_codes import ExitCode
 if TYPE_CHECKING:
     from node.config import NodeConfig
     from node.home import Home
+    from p2p.invite import Invite
     from training.run_spec import RunSpec
 
 PARENT_CHECK_S = 0.5
@@ -37,6 +39,16 @@ Bootstrap = Annotated[
 Lan = Annotated[
     bool | None,
     typer.Option("--lan/--no-lan", help="Find members on the local network, and be found there."),
+]
+Allow = Annotated[
+    list[str] | None,
+    typer.Option("--allow", metavar="PEER", help="Connect with this peer id and no other; may be repeated."),
+]
+Private = Annotated[
+    bool,
+    typer.Option(
+        "--private", help="Make a key for the run's swarm if it has none: who lacks it cannot connect."
+    ),
 ]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
 Threads = Annotated[int | None, typer.Option("--threads", help="Processor threads for training.")]
@@ -104,6 +116,8 @@ def run(
     ] = None,
     listen: Listen = None,
     bootstrap: Bootstrap = None,
+    private: Private = False,
+    allow: Allow = None,
     lan: Lan = None,
     device: Device = None,
     threads: Threads = None,
@@ -122,7 +136,7 @@ def run(
         _die_with(parent)
     home = common.home
     learning = {"device": device, "threads": threads, "data_path": data, "base_path": base, "part": part}
-    flags = {"listen": listen or None, "lan": lan, "metrics_listen": metrics_listen, **learning}
+    flags = _flags(listen, allow, lan, metrics_listen, learning)
     if bootstrap_only:
         _refuse_for_rendezvous(learning, linger=linger)
     config = _config(common, home, flags)
@@ -130,6 +144,8 @@ def run(
     Identity.load(home.identity_file)  # before the seconds that importing torch takes
     if run_spec is not None and base is not None:
         run_spec = _based_on(run_spec, config)
+    if private:
+        _make_private(common, run_spec, run_id)
     _live(
         common,
         home,
@@ -145,9 +161,14 @@ def run(
 def join(
     common: Common,
     invite: Annotated[
-        str, typer.Argument(metavar="INVITE", help="What a member's `gossamer invite` printed, in quotes.")
+        str,
+        typer.Argument(
+            metavar="INVITE",
+            help="What a member's `gossamer invite` printed, in quotes; - to read it from standard input.",
+        ),
     ],
     listen: Listen = None,
+    allow: Allow = None,
     lan: Lan = None,
     device: Device = None,
     threads: Threads = None,
@@ -159,20 +180,28 @@ def join(
     bootstrap_only: BootstrapOnly = False,
 ) -> None:
     """Join a swarm by its invite: make an identity if there is none, fetch and check the run spec, run."""
-    from p2p.invite import Invite
+    from p2p.invite import INVITE_CHARS_MAX, Invite
 
     learning = {"device": device, "threads": threads, "data_path": data, "base_path": base, "part": part}
-    flags = {"listen": listen or None, "lan": lan, "metrics_listen": metrics_listen, **learning}
+    flags = _flags(listen, allow, lan, metrics_listen, learning)
     if bootstrap_only:
         _refuse_for_rendezvous(learning, linger=linger)
     now = datetime.datetime.now(datetime.UTC).timestamp()
-    parsed = Invite.parse(invite, now_unix_s=now)
+    # Whatever is typed on a command line, every user of the machine can read as long as the program runs.
+    if invite == "-" and sys.stdin.isatty():
+        common.err().print("paste the invite:")
+    line = sys.stdin.readline(INVITE_CHARS_MAX + 2) if invite == "-" else invite
+    parsed = Invite.parse(line, now_unix_s=now)
     home = common.home
     peer, created, _ = prepare_home(home)
     config = _config(common, home, flags)
     err = common.err()
     err.print(f"identity  {peer}{' (new)' if created else ''}")
     err.print(f"run       {parsed.run.hex()[:16]}, by way of {len(parsed.addresses)} address(es)")
+    with home.lock():
+        told = _take_swarm_key(home, parsed)
+    if told is not None:
+        err.print(f"private   {told}")
     _live(
         common,
         home,
@@ -199,6 +228,41 @@ def prepare_home(home: Home) -> tuple[str, bool, bool]:
     return identity.peer, new_key, new_config
 
 
+def _make_private(common: Common, spec: RunSpec | None, run: bytes | None) -> None:
+    """Give the run that is to be gone on with a swarm key, unless it has one."""
+    from p2p.swarm_key import SwarmKey
+    from training.run_spec import run_id
+
+    home = common.home
+    run = run_id(spec) if spec is not None else run or home.remembered_run()
+    if run is None:  # There is nothing to run, as will be said.
+        return
+    file = home.swarm_key_file(run)
+    with home.lock():
+        made = SwarmKey.load(file) is None
+        if made:
+            SwarmKey.generate().store(file)
+    if made:
+        common.err().print(f"private   {file} (new, mode 0600); how others get in: gossamer invite")
+
+
+def _take_swarm_key(home: Home, invite: Invite) -> str | None:
+    """Store the key that ``invite`` brings; returns what there is to say about the swarm's key."""
+    from p2p.swarm_key import SwarmKey
+
+    file = home.swarm_key_file(invite.run)
+    held = SwarmKey.load(file)
+    if invite.swarm_key is None:
+        # Never down to an open swarm because a line on the way here lost its key.
+        return (
+            None if held is None else f"{file} is used, the invite has none; for an open swarm, move it away"
+        )
+    if held == invite.swarm_key:
+        return f"{file} is the one in the invite"
+    invite.swarm_key.store(file)
+    return f"{file} ({'new' if held is None else 'in place of another'}, mode 0600), from the invite: both are secret"
+
+
 def _refuse_for_rendezvous(learning: Mapping[str, object], *, linger: bool) -> None:
     """What is about learning has no meaning for a node that does not learn."""
     given = [f"--{key.removesuffix('_path')}" for key, value in learning.items() if value is not None]
@@ -206,6 +270,23 @@ def _refuse_for_rendezvous(learning: Mapping[str, object], *, linger: bool) -> N
         given.append("--no-linger")
     if given:
         raise typer.BadParameter(f"--bootstrap-only trains nothing: leave out {', '.join(given)}")
+
+
+def _flags(
+    listen: list[str] | None,
+    allow: list[str] | None,
+    lan: bool | None,
+    metrics_listen: str | None,
+    learning: Mapping[str, object],
+) -> Mapping[str, object]:
+    """What stands above config.toml."""
+    return {
+        "listen": listen or None,
+        "allow": allow or None,
+        "lan": lan,
+        "metrics_listen": metrics_listen,
+        **learning,
+    }
 
 
 def _config(common: Common, home: Home, flags: Mapping[str, object]) -> NodeConfig:

@@ -177,7 +177,7 @@ def _rendezvous_lines(status: NodeStatus) -> list[tuple[str, str]]:
     return [
         (
             "run",
-            f"{escape(status.run_name)} ({status.run_id[:16]})  [bold]rendezvous[/]: holds no model, is no member",
+            f"{_run_text(status)}  [bold]rendezvous[/]: holds no model, is no member",
         ),
         *_network_lines(status),
     ]
@@ -187,8 +187,7 @@ def _member_lines(status: NodeStatus) -> list[tuple[str, str]]:
     return [
         (
             "run",
-            f"{escape(status.run_name)} ({status.run_id[:16]})  step {status.step:,} of {status.steps_total:,}"
-            f"  [bold]{status.phase}[/]",
+            f"{_run_text(status)}  step {status.step:,} of {status.steps_total:,}  [bold]{status.phase}[/]",
         ),
         (
             "train",
@@ -202,6 +201,10 @@ def _member_lines(status: NodeStatus) -> list[tuple[str, str]]:
             f"{format_bytes(status.disk_bytes)} of shards  checkpoint at step {status.checkpoint_step:,}",
         ),
     ]
+
+
+def _run_text(status: NodeStatus) -> str:
+    return f"{escape(status.run_name)} ({status.run_id[:16]})" + ("  private" if status.private else "")
 
 
 def _network_lines(status: NodeStatus) -> list[tuple[str, str]]:

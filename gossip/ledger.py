@@ -1,7 +1,7 @@
 """What each peer has done wrong: the one place that scores and bans.
 
 Owns standings, bans and the count of refusals by reason. Never disconnects anybody: ``gossip.links`` holds the
-connections and asks here. Time is trio's.
+connections and asks here. Time is trio's. Where the node has an allow-list, whoever is not on it counts as banned.
 
 A standing starts at 100. Every offence costs points by its kind, lost points come back by half every
 ``HALF_LIFE_S``, and a peer whose standing falls to 0 is banned for ``BAN_S``; it returns on half standing.
@@ -12,7 +12,7 @@ dear, what a slow or restarting machine does is cheap.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -60,6 +60,7 @@ COSTS: Mapping[str, float] = MappingProxyType(
 )
 """Points each reason costs. Reasons that are not listed cost DEFAULT_COST."""
 DEFAULT_COST = 5.0
+NOT_ALLOWED = "not on this node's allow-list"
 
 log = structlog.get_logger()
 
@@ -75,7 +76,9 @@ class _Account:
 class PeerLedger:
     """Standings of the peers this node has had trouble with; whoever is not listed has full standing."""
 
-    def __init__(self) -> None:
+    def __init__(self, allowed: Collection[PeerId] = ()) -> None:
+        """``allowed``: with whom the node may deal; none named means all."""
+        self._allowed = frozenset(allowed)
         self._accounts: dict[PeerId, _Account] = {}
         self._on_ban: list[Callable[[PeerId, str], None]] = []
         self.refusals: Counter[str] = Counter()
@@ -100,8 +103,13 @@ class PeerLedger:
 
     def banned(self, peer: PeerId) -> bool:
         """Whether nothing is to be asked of ``peer`` or answered to it now."""
+        if not self._allows(peer):
+            return True
         account = self._accounts.get(peer)
         return account is not None and trio.current_time() < account.banned_until_s
+
+    def _allows(self, peer: PeerId) -> bool:
+        return not self._allowed or peer in self._allowed
 
     def standing(self, peer: PeerId) -> float:
         """0 (about to be banned, or banned) to 100 (no known trouble)."""
@@ -111,6 +119,8 @@ class PeerLedger:
 
     def last_problem(self, peer: PeerId) -> str:
         """The last thing ``peer`` did wrong, for people; empty when nothing is known."""
+        if not self._allows(peer):
+            return NOT_ALLOWED
         account = self._accounts.get(peer)
         return account.last_problem if account is not None else ""
 

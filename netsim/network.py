@@ -23,6 +23,7 @@ import trio
 from netsim.connection import Frame, Side
 from netsim.determinism import SimClock, sim_clock
 from netsim.links import Cut, Cuts, Line, LinkModel
+from p2p.connection_gater import ConnectionGater
 from p2p.errors import PeerUnreachable
 from p2p.flow import FlowStream
 from p2p.limits import DEFAULT_LIMITS, Limits
@@ -30,6 +31,7 @@ from p2p.metered import Meter
 from p2p.peer_events import PeerEvents
 from p2p.protocols import Protocols
 from p2p.service import open_service_nursery
+from p2p.swarm_key import SwarmKey
 from p2p.transport import PeerEvent, PeerId, PeerRecord, ProtocolName, StreamHandler, Traffic
 
 __all__ = ["LinkModel", "SimHost", "SimNetwork", "address_of", "open_sim_network"]
@@ -85,6 +87,10 @@ class SimNetwork:
         self.connections_broken = 0
         self.undiallable: set[PeerId] = set()
         """Hosts that can dial and not be dialled, as behind most NATs."""
+        self.swarm_keys: dict[PeerId, SwarmKey] = {}
+        """Of hosts in private swarms: two connect if they have the same, or none."""
+        self.allowed: dict[PeerId, Collection[PeerId]] = {}
+        """Of hosts that have an allow-list; holds when they come up."""
         self.addresses: dict[PeerId, str] = {}
         """Of hosts that are to come up elsewhere than at ``address_of`` their peer."""
         self.breaks_per_s = 0.0
@@ -254,6 +260,7 @@ class SimHost:
         self.lines = lines
         self.meter = Meter()
         self.protocols = Protocols(network.limits, nursery)
+        self.gater = ConnectionGater(network.allowed.get(peer, ()))
         self.nursery = nursery
         self._local = PeerRecord(peer, (network.addresses.get(peer) or address_of(peer),))
         self._events = PeerEvents(network.limits.peer_events_max)
@@ -294,6 +301,7 @@ class SimHost:
             bytes_received=self.meter.bytes_received,
             streams_open=sum(len(side.streams) for side in self._sides.values()),
             streams_refused=self.protocols.streams_refused,
+            connections_refused=dict(self.gater.refusals),
         )
 
     async def connect(self, record: PeerRecord) -> None:
@@ -302,6 +310,8 @@ class SimHost:
         me, peer = self._local.peer, record.peer
         if peer == me:
             raise PeerUnreachable("that is this node's own id")
+        if not self.gater.allows(peer):
+            raise PeerUnreachable(f"{peer} is not on this node's allow-list")
         if peer in self._sides:
             return await trio.lowlevel.checkpoint()
         if not record.addresses:
@@ -320,6 +330,13 @@ class SimHost:
         if not network.reachable(me, peer):
             await trio.sleep(network.limits.dial_timeout_s)
             raise PeerUnreachable(f"cannot reach {peer} (no address answered in time)")
+        if network.swarm_keys.get(me) != network.swarm_keys.get(peer):
+            if peer in network.swarm_keys:
+                target.gater.refuse("swarm-key", f"refused {me}")
+            raise PeerUnreachable(f"cannot reach {peer} (one side lacks the other's swarm key)")
+        if not target.gater.allows(me):
+            target.gater.refuse("not-allowed", f"{me} is not on the allow-list")
+            raise PeerUnreachable(f"cannot reach {peer} (it hung up when it knew who dials)")
         if max(len(self._sides), len(target._sides)) >= network.limits.peers_max or target.inbound_full():
             raise PeerUnreachable(f"cannot reach {peer} (too many connections)")
         network.connect(self, target)

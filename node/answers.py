@@ -41,9 +41,12 @@ def make_invite(contact: Contact, request: MakeInvite, wall_time_s: Callable[[],
     addresses = [f"{record.addresses[0]}/p2p/{record.peer}" for record in records if record.addresses]
     expires = None if request.expires_s is None else int(wall_time_s()) + request.expires_s
     line = Invite(
-        run=contact.run_id, addresses=tuple(addresses[: request.peers]), secret=None, expires_unix_s=expires
+        run=contact.run_id,
+        addresses=tuple(addresses[: request.peers]),
+        swarm_key=contact.swarm_key,
+        expires_unix_s=expires,
     ).format()
-    return {"invite": line}
+    return {"invite": line, "secret": contact.swarm_key is not None, "expires_unix_s": expires}
 
 
 def show_spec(contact: Contact) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import ipaddress
 import platform
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
@@ -64,6 +64,10 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             "Find members on the local network, and tell it that this node is there and what it listens on."
         ),
     ] = False
+    allow: Annotated[
+        tuple[str, ...],
+        _about("Connect with these peer ids and nobody else; all, when none is named.", max_length=1024),
+    ] = ()
     device: Annotated[str, _about("Where to train: auto, cpu, cuda, cuda:1 or mps.")] = "auto"
     threads: Annotated[
         int, _about("Processor threads for training; 0 leaves the choice to torch.", ge=0, le=1024)
@@ -107,6 +111,8 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             raise ValueError("a part is written k/n with 1 <= k <= n")
         if self.metrics_listen is not None:
             parse_host_and_port(self.metrics_listen)
+        if self.allow:
+            _check_peer_ids(self.allow)
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +261,7 @@ def _convert(key: str, written: object, origin: str) -> object:
                 value = parse_bytes(value)
             elif key == "part":
                 value = parse_part(value)
-            elif key in ("listen", "announce"):
+            elif key in ("listen", "announce", "allow"):
                 value = [item.strip() for item in value.split(",") if item.strip()]
         converted = msgspec.convert(
             value, _HINTS[key], strict=False, dec_hook=lambda kind, plain: kind(plain)
@@ -268,6 +274,19 @@ def _convert(key: str, written: object, origin: str) -> object:
             fix="see every setting with its value: gossamer config show",
         ) from error
     return converted.expanduser() if isinstance(converted, Path) else converted
+
+
+def _check_peer_ids(peers: Iterable[str]) -> None:
+    """Raises ValueError."""
+    # Imported here, because whoever asks for help needs no cryptography.
+    from p2p.identity import public_key_of
+    from p2p.transport import PeerId
+
+    for peer in peers:
+        try:
+            public_key_of(PeerId(peer))
+        except ValueError as error:
+            raise ValueError(f"{peer!r} is not a peer id; a node says its own: gossamer keys show") from error
 
 
 def _unknown_key(key: str, origin: str) -> ConfigError:

@@ -7,6 +7,7 @@ between them. Says nothing of its own: who publishes a heartbeat is a member, an
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 import trio
 
@@ -47,7 +48,8 @@ class Contact:
         self.limits = limits = options.limits
         self.local = signer.peer
         self.transport = transport
-        self.ledger = PeerLedger()
+        self.ledger = PeerLedger(options.allowed and options.allowed | {signer.peer})
+        self.swarm_key = options.swarm_key
         self.notices = NoticeTable(signer=signer, run=self.run_id, incarnation=incarnation, limits=limits)
         self.members = MemberTable(local=self.local, pace=self.pace)
         self.book = AddressBook(disk, local=self.local, limits=limits, rng=rng)
@@ -72,6 +74,10 @@ class Contact:
             pace=self.pace,
         )
         self.began_s = trio.current_time()
+
+    def refusals(self) -> dict[str, int]:
+        """What peers were refused for, by reason: connections by the transport, the rest by the ledger."""
+        return dict(self.ledger.refusals + Counter(self.transport.traffic().connections_refused))
 
     def _heard(self, author: PeerId, beat: Heartbeat) -> None:
         """A member's newest heartbeat has arrived."""

@@ -106,11 +106,17 @@ class Sample(Params, frozen=True):
     which: Literal["anchor", "live"] = "live"
 
 
+EXPIRES_S_MAX = 100 * 365 * 86400
+
+
 class MakeInvite(Params, frozen=True):
-    """``invite`` -> {invite}: one line that lets others join, naming up to ``peers`` addresses."""
+    """``invite`` -> {invite, secret, expires_unix_s}: a line that lets others join, naming up to ``peers`` addresses.
+
+    ``secret``: whether it has the key of a private swarm in it.
+    """
 
     peers: Annotated[int, Meta(ge=1, le=8)] = 3
-    expires_s: Annotated[int, Meta(ge=1)] | None = None
+    expires_s: Annotated[int, Meta(ge=1, le=EXPIRES_S_MAX)] | None = None
 
 
 class GetSpec(Params, frozen=True):

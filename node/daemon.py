@@ -101,6 +101,8 @@ async def _live(
             upload_bytes_per_s_max=config.upload_bytes_per_s_max,
             download_bytes_per_s_max=config.download_bytes_per_s_max,
             limits=around.limits,
+            allowed=around.allowed,
+            swarm_key=around.swarm_key,
         )
         node: Node
         if isinstance(learner, OneByteLearner):

@@ -30,6 +30,7 @@ def describe(node: Node, *, device: str, parameters: int, unit: str, name: str) 
         addresses=[f"{address}/p2p/{node.local}" for address in node.runtime.transport.local.addresses],
         run_id=node.run_id.hex(),
         run_name=node.spec.name,
+        private=node.swarm_key is not None,
         phase=node.phase,
         problem=node.current_problem(),
         device=device,
@@ -51,7 +52,7 @@ def describe(node: Node, *, device: str, parameters: int, unit: str, name: str) 
         bytes_sent=traffic.bytes_sent,
         bytes_received=traffic.bytes_received,
         peers=[_describe_peer(node, member) for member in node.members.members(now_s)],
-        refusals=dict(node.ledger.refusals),
+        refusals=node.refusals(),
         checkpoint_step=node.checkpoints.step,
         disk_bytes=node.store.statistics().bytes_held,
     )

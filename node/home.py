@@ -96,6 +96,10 @@ class Home:
         base = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
         return Path(base, f"gossamer-{os.getuid()}-{digest}", "control.sock")
 
+    def swarm_key_file(self, run: bytes) -> Path:
+        """The key of a private swarm, mode 0600. Where there is none, the run's swarm is an open one."""
+        return self.run_folder(run) / "swarm.key"
+
     def run_folder(self, run: bytes) -> Path:
         """The folder of one run: its spec, shards, promises and checkpoints."""
         return self.runs_folder / run.hex()[:16]

@@ -4,8 +4,10 @@ Owns what this node announces there, and the check of what others announce. Neve
 announcement is a hint, which a dial confirms or not, since a peer proves its id there and its run in the greeting.
 
 Announced are the listening port, the addresses of this machine, the peer id, and a hash of the run id, by which those
-who know the run find each other and nobody else reads its name. So that no announcement can send a dial elsewhere,
-only addresses on a network of this machine's own count, and neither loopback nor link-local ones.
+who know the run find each other and nobody else reads its name. In a private swarm the hashes are keyed and the peer
+id is sealed: who lacks the key sees that somebody listens, and which machines do so together, and no more. So that no
+announcement can send a dial elsewhere, only addresses on a network of this machine's own count, and neither loopback
+nor link-local ones.
 
 Relies on: zeroconf works in threads of its own and bounds its cache. They hand over names through a short queue; one
 at a time is looked up and passed on, CANDIDATE_PAUSE_S apart.
@@ -16,13 +18,16 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import queue
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
 import ifaddr
 import structlog
 import trio
 from blake3 import blake3
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from zeroconf import (
     Error,
     IPVersion,
@@ -35,11 +40,16 @@ from zeroconf import (
 from p2p.identity import public_key_of
 from p2p.limits import DEFAULT_LIMITS
 from p2p.service import open_service_nursery
+from p2p.swarm_key import SwarmKey
 from p2p.transport import PeerId, PeerRecord
 
 SERVICE = "_gossamer._tcp.local."
 TAG_CHARS = 16
-PEER_CHARS_MAX = 64
+NONCE_BYTES = 12
+TOLD_BYTES_MAX = 64 + NONCE_BYTES + 16
+"""A peer id, sealed or not."""
+HASH_KEY_USE = "gossamer 2026-11-29 private swarm lan names"
+SEAL_KEY_USE = "gossamer 2026-11-29 private swarm lan peer ids"
 NAMES_WAITING_MAX = 64
 """Announcements that were heard and not looked up yet; what else comes meanwhile is dropped."""
 CANDIDATES_WAITING_MAX = 16
@@ -57,9 +67,11 @@ log = structlog.get_logger()
 class LanSearch:
     """Announces one node of ``run`` and finds the others; ``listening``: multiaddrs of its listening sockets."""
 
-    def __init__(self, *, run: bytes, peer: PeerId, listening: Sequence[str]) -> None:
-        self._run = run
-        self._name = service_name(run, peer)
+    def __init__(
+        self, *, run: bytes, peer: PeerId, listening: Sequence[str], swarm_key: SwarmKey | None = None
+    ) -> None:
+        self._names_of = LanNames(run, swarm_key)
+        self._name = self._names_of.service(peer)
         self._peer = peer
         self._listening = listening
         self._names: queue.Queue[str] = queue.Queue(NAMES_WAITING_MAX)
@@ -114,7 +126,7 @@ class LanSearch:
                 SERVICE,
                 self._name,
                 port=port,
-                properties={"peer": self._peer},
+                properties={"peer": self._names_of.told(self._peer)},
                 server=f"{self._name.partition('.')[0]}.local.",
                 parsed_addresses=addresses,
             )
@@ -123,7 +135,7 @@ class LanSearch:
             log.info("announced on the local network", port=port, addresses=addresses)
         else:
             log.warning("not announced on the local network: nothing listens on an address that others reach")
-        tag = run_tag(self._run)
+        tag = self._names_of.tag
 
         def heard(zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange) -> None:
             """In zeroconf's thread, for whatever anybody announces."""
@@ -156,9 +168,10 @@ class LanSearch:
                 yield self._names.get_nowait()
 
     def _pass_on(self, info: ServiceInfo, interfaces: Sequence[Interface]) -> None:
-        record = candidate(
-            info.properties, info.port, info.ip_addresses_by_version(IPVersion.All), interfaces
-        )
+        peer = self._names_of.heard(info.properties.get(b"peer") or b"")
+        record = None
+        if peer is not None:
+            record = candidate(peer, info.port, info.ip_addresses_by_version(IPVersion.All), interfaces)
         if record is None:
             log.debug("announcement on the local network ignored", name=info.name)
             return
@@ -170,14 +183,46 @@ class LanSearch:
 # --- what is announced, and what counts of it -------------------------------------------------------------------------
 
 
-def run_tag(run: bytes) -> str:
-    """By what members of ``run`` know each other's announcements."""
-    return blake3(b"gossamer/lan/1\0" + run).hexdigest()[:TAG_CHARS]
+class LanNames:
+    """What members of ``run`` are called in announcements, for everybody to read or for those with the swarm's key."""
 
+    def __init__(self, run: bytes, swarm_key: SwarmKey | None) -> None:
+        self._hash_key = None if swarm_key is None else swarm_key.derived(HASH_KEY_USE)
+        self._cipher = None if swarm_key is None else ChaCha20Poly1305(swarm_key.derived(SEAL_KEY_USE))
+        self.tag = self._hash(b"gossamer/lan/1\0" + run)
+        """By what members know each other's announcements."""
 
-def service_name(run: bytes, peer: PeerId) -> str:
-    """The name of one node's announcement."""
-    return f"{run_tag(run)}-{blake3(peer.encode()).hexdigest()[:TAG_CHARS]}.{SERVICE}"
+    def service(self, peer: PeerId) -> str:
+        """The name of the announcement of ``peer``."""
+        return f"{self.tag}-{self._hash(peer.encode())}.{SERVICE}"
+
+    def told(self, peer: PeerId) -> bytes:
+        """What an announcement says for ``peer``."""
+        if self._cipher is None:
+            return peer.encode()
+        nonce = secrets.token_bytes(NONCE_BYTES)
+        return nonce + self._cipher.encrypt(nonce, peer.encode(), self.tag.encode())
+
+    def heard(self, told: bytes) -> PeerId | None:
+        """The peer that an announcement means by ``told``; None if it is none."""
+        if len(told) > TOLD_BYTES_MAX:
+            return None
+        if self._cipher is not None:
+            nonce, sealed = told[:NONCE_BYTES], told[NONCE_BYTES:]
+            try:
+                told = self._cipher.decrypt(nonce, sealed, self.tag.encode())
+            except (InvalidTag, ValueError):
+                return None
+        peer = PeerId(told.decode(errors="replace"))
+        try:
+            public_key_of(peer)
+        except ValueError:
+            return None
+        return peer
+
+    def _hash(self, data: bytes) -> str:
+        hashed = blake3(data) if self._hash_key is None else blake3(data, key=self._hash_key)
+        return hashed.hexdigest()[:TAG_CHARS]
 
 
 def own_interfaces() -> list[Interface]:
@@ -211,19 +256,13 @@ def announced(listening: Iterable[str], interfaces: Iterable[Interface]) -> tupl
 
 
 def candidate(
-    properties: Mapping[bytes, bytes | None],
+    peer: PeerId,
     port: int | None,
     addresses: Iterable[ipaddress.IPv4Address | ipaddress.IPv6Address],
     interfaces: Sequence[Interface],
 ) -> PeerRecord | None:
-    """The peer that an announcement names, and where; None where it names none that can be dialled from here."""
-    text = properties.get(b"peer") or b""
-    if len(text) > PEER_CHARS_MAX or port is None or not 0 < port < 1 << 16:
-        return None
-    peer = PeerId(text.decode(errors="replace"))
-    try:
-        public_key_of(peer)
-    except ValueError:
+    """Where an announcement says that ``peer`` is; None where that cannot be dialled from here."""
+    if port is None or not 0 < port < 1 << 16:
         return None
     near = [
         f"/ip{address.version}/{address}/tcp/{port}"

@@ -75,7 +75,13 @@ async def _live(
             disk=around.disk,
             signer=around.identity,
             rng=random.Random(),
-            options=ContactOptions(agent=AGENT, bootstrap=around.bootstrap, limits=around.limits),
+            options=ContactOptions(
+                agent=AGENT,
+                bootstrap=around.bootstrap,
+                limits=around.limits,
+                allowed=around.allowed,
+                swarm_key=around.swarm_key,
+            ),
             spec=around.spec,
         )
         async with trio.open_nursery() as nursery:
@@ -147,6 +153,7 @@ class RendezvousCommands:
             addresses=[f"{address}/p2p/{rendezvous.local}" for address in transport.local.addresses],
             run_id=rendezvous.run_id.hex(),
             run_name=rendezvous.spec.name,
+            private=rendezvous.swarm_key is not None,
             phase="rendezvous",
             problem=rendezvous.links.problem,
             device="",
@@ -165,7 +172,7 @@ class RendezvousCommands:
             bytes_sent=traffic.bytes_sent,
             bytes_received=traffic.bytes_received,
             peers=[describe_member(rendezvous, member) for member in rendezvous.members.members(now_s)],
-            refusals=dict(rendezvous.ledger.refusals),
+            refusals=rendezvous.refusals(),
             checkpoint_step=0,
             disk_bytes=0,
         )

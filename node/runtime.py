@@ -11,7 +11,8 @@ from node.compute import Compute
 from node.costs import Costs
 from p2p.identity import Signer
 from p2p.limits import Limits
-from p2p.transport import Transport
+from p2p.swarm_key import SwarmKey
+from p2p.transport import PeerId, Transport
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,10 @@ class ContactOptions:
     bootstrap: Sequence[str] = ()
     """Addresses to begin with, each ending in ``/p2p/<peer id>``."""
     limits: Limits
+    allowed: frozenset[PeerId] = frozenset()
+    """With whom it may deal; none named means all."""
+    swarm_key: SwarmKey | None = None
+    """Of its private swarm, for invites; the transport has its own copy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

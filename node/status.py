@@ -153,6 +153,8 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     addresses: list[str]
     run_id: str
     run_name: str
+    private: bool = False
+    """Whether only who has the swarm's key can connect."""
     phase: str
     """One of PHASES. In a rendezvous all that is about a model is nothing."""
     problem: str

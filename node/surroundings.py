@@ -1,6 +1,6 @@
 """What every daemon finds around it, whatever it does in its run: home, key, sockets, local network, spec.
 
-Owns the order in which they are had, which matters: lock the home, load the key, open the transport and the metrics'
+Owns the order in which they are had, which matters: lock the home, load the keys, open the transport and the metrics'
 socket (which claims the ports), begin the search of the local network where that is wanted, learn the spec (from peers
 when only its hash is known). Never imports torch: a rendezvous needs none.
 """
@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import structlog
 import trio
@@ -32,7 +33,8 @@ from p2p.identity import Identity
 from p2p.libp2p_transport import open_libp2p
 from p2p.limits import Limits
 from p2p.service import open_service_nursery
-from p2p.transport import PeerRecord, Transport
+from p2p.swarm_key import SwarmKey
+from p2p.transport import PeerId, PeerRecord, Transport
 from training.run_spec import RunSpec, canonical_bytes, check_startable, run_id, spec_from_bytes
 
 log = structlog.get_logger()
@@ -61,6 +63,10 @@ class Surroundings:
     """Of the run."""
     bootstrap: Sequence[str]
     """Addresses to begin with, each ending in ``/p2p/<peer id>``."""
+    allowed: frozenset[PeerId]
+    """With whom the node may deal; none named means all."""
+    swarm_key: SwarmKey | None
+    """Of the run's swarm, where it is a private one."""
     found: Found | None
     """Whom the local network announces; None where it is not searched."""
     metrics: trio.SocketListener | None
@@ -84,8 +90,18 @@ async def open_surroundings(
         identity = Identity.load(home.identity_file)
         for address in config.announce:
             check_address(address, chars_max=limits.address_chars_max)
+        swarm_key = SwarmKey.load(home.swarm_key_file(run))
+        allowed = frozenset(map(PeerId, config.allow))
+        _tell_who_may_connect(home.swarm_key_file(run) if swarm_key else None, allowed)
         async with (
-            open_libp2p(identity, listen=config.listen, announce=config.announce, limits=limits) as transport,
+            open_libp2p(
+                identity,
+                listen=config.listen,
+                announce=config.announce,
+                limits=limits,
+                swarm_key=swarm_key,
+                allowed=allowed,
+            ) as transport,
             contextlib.AsyncExitStack() as sockets,
             open_service_nursery() as services,
         ):
@@ -94,7 +110,9 @@ async def open_surroundings(
                 metrics = await sockets.enter_async_context(await listen_for_metrics(config.metrics_listen))
             found = None
             if config.lan:
-                search = LanSearch(run=run, peer=identity.peer, listening=transport.listening)
+                search = LanSearch(
+                    run=run, peer=identity.peer, listening=transport.listening, swarm_key=swarm_key
+                )
                 services.start_soon(search.run)
                 found = search.found
             if spec is None:
@@ -112,6 +130,8 @@ async def open_surroundings(
                 spec=spec,
                 disk=disk,
                 bootstrap=bootstrap,
+                allowed=allowed,
+                swarm_key=swarm_key,
                 found=found,
                 metrics=metrics,
             )
@@ -147,6 +167,13 @@ async def obey_signals(stop: Callable[[], None], scope: trio.CancelScope) -> Non
 def wall_time_s() -> float:
     """Seconds since the epoch."""
     return time.time()  # noqa: TID251 - the one place that reads the wall clock
+
+
+def _tell_who_may_connect(key_file: Path | None, allowed: Collection[PeerId]) -> None:
+    if key_file is not None:
+        log.info("private swarm: only peers with its key can connect", key_file=str(key_file))
+    if allowed:
+        log.info("allow-list: nobody else is connected", peers=len(allowed))
 
 
 async def _learn_spec(

@@ -2,12 +2,14 @@
 
     GossamerError                 what happened, why it matters, what to do next
     ├── IdentityError             the key file is missing, unreadable or open to others
+    ├── SwarmKeyError             the file of a private swarm's key is damaged or open to others
     ├── InviteError               an invite line is mangled, expired or for another version
     ├── AddressError              text is not an address, or not one that serves the purpose here
     ├── PortInUse                 another program, or another node, holds the listening port
     ├── MalformedMessage          bytes from a peer are not the canonical form of an allowed message
     └── TransportError            the network let us down
         ├── PeerUnreachable       no address of the peer answered in time
+        ├── SwarmKeyMismatch      one side is in a private swarm, and the other has not its key
         ├── ProtocolUnsupported   the peer is there but does not speak the protocol
         ├── StreamBroken          a stream ended, was reset or stalled in the middle
         ├── CallTimeout           a request got no reply before its deadline
@@ -33,6 +35,10 @@ class IdentityError(GossamerError):
     """The identity key cannot be used: missing, unreadable, malformed, or readable by others."""
 
 
+class SwarmKeyError(GossamerError):
+    """The key of a private swarm cannot be used: unreadable, malformed, or readable by others."""
+
+
 class InviteError(GossamerError):
     """An invite line cannot be used: mangled, expired, or made by another version."""
 
@@ -55,6 +61,10 @@ class TransportError(GossamerError):
 
 class PeerUnreachable(TransportError):
     """No address of the peer answered before the dial deadline."""
+
+
+class SwarmKeyMismatch(TransportError):
+    """One of the two sides is in a private swarm, and the other has another key than that swarm's, or none."""
 
 
 class ProtocolUnsupported(TransportError):

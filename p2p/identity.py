@@ -10,8 +10,6 @@ Signatures are made over ``purpose || 0x00 || payload``: bytes signed for one pu
 
 from __future__ import annotations
 
-import os
-import stat
 from pathlib import Path
 from typing import Protocol
 
@@ -21,6 +19,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from p2p.errors import IdentityError
+from p2p.private_file import create_private, read_private
 from p2p.transport import PeerId
 
 # identity multihash (0x00), 36 bytes: protobuf PublicKey{Type=Ed25519, Data=32 bytes}
@@ -61,41 +60,29 @@ class Identity:
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            create_private(path, pem)
         except FileExistsError as error:
             raise IdentityError(
                 f"{path} already holds a key",
                 why="overwriting it would change this node's peer id for good",
                 fix=f"move it away first, or use it: gossamer keys show (file {path})",
             ) from error
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(pem)
-            file.flush()
-            os.fsync(file.fileno())
         return identity
 
     @classmethod
     def load(cls, path: Path) -> Identity:
         """The identity stored in ``path``. Raises IdentityError when it is missing, open to others or mangled."""
         try:
-            mode = stat.S_IMODE(path.stat().st_mode)
-            pem = path.read_bytes()
+            pem = read_private(
+                path,
+                IdentityError,
+                use="a node needs its key",
+                risk="whoever reads it can speak as this node",
+            )
         except FileNotFoundError as error:
             raise IdentityError(
                 f"no identity key at {path}", why="a node needs a key to have a name", fix="gossamer init"
             ) from error
-        except OSError as error:
-            raise IdentityError(
-                f"cannot read {path}: {error.strerror}",
-                why="a node needs its key",
-                fix=f"check the owner of {path}",
-            ) from error
-        if mode & 0o077:
-            raise IdentityError(
-                f"{path} can be read by other users (mode {mode:04o})",
-                why="whoever reads it can speak as this node",
-                fix=f"chmod 600 {path}",
-            )
         try:
             key = serialization.load_pem_private_key(pem, password=None)
         except (ValueError, TypeError) as error:

@@ -2,26 +2,32 @@
 
 Owns the text form. ``gossamer:join/1/<run id>?peer=<multiaddr>&...&check=<8 hex digits>``: the run id in
 lower-case base32 without padding, one ``peer`` per bootstrap address, each percent-encoded where it must be,
-optionally ``secret`` and ``expires`` (unix seconds), and last a checksum (CRC-32) of everything before it. The
-checksum finds typing errors; an invite is not signed, because the run id already names what is joined.
+optionally ``secret`` (the key of a private swarm, in the same base32) and ``expires`` (unix seconds), and last a
+checksum (CRC-32) of everything before it.
+
+The checksum finds typing errors. An invite is not signed, since who gets one knows no key yet that a signature could
+be checked by: whoever can change it on its way can as well write another. So it is as good as the way it came.
 """
 
 from __future__ import annotations
 
 import base64
+import datetime
 import re
 import zlib
 from dataclasses import dataclass
 from urllib.parse import quote, unquote
 
 from p2p.errors import InviteError
+from p2p.swarm_key import SwarmKey
 
 SCHEME = "gossamer:join/"
 VERSION = "1"
 RUN_ID_BYTES = 32
 PEERS_MAX = 8
 INVITE_CHARS_MAX = 1024
-SECRET_CHARS_MAX = 64
+EXPIRES_UNIX_S_MAX = 1 << 36
+"""In a year of four digits, which is what people are shown."""
 
 _WHY = "a run can only be joined with an invite that arrived whole"
 _FIX = "copy the whole line again and put it in quotes, or ask for a new one: gossamer invite"
@@ -36,8 +42,8 @@ class Invite:
     """The run id: 32 bytes."""
     addresses: tuple[str, ...]
     """Full multiaddrs of bootstrap peers, each ending in ``/p2p/<peer id>``; one to PEERS_MAX, the best first."""
-    secret: str | None = None
-    """The swarm secret, when there is one. Whoever reads the invite learns it."""
+    swarm_key: SwarmKey | None = None
+    """Of a private swarm. Whoever reads the invite learns it, and can use it when the invite has long expired."""
     expires_unix_s: int | None = None
 
     def __post_init__(self) -> None:
@@ -50,8 +56,8 @@ class Invite:
                 raise ValueError(
                     f"{address!r} is not a full address like /ip4/192.0.2.7/tcp/4100/p2p/12D3..."
                 )
-        if self.secret is not None and not 1 <= len(self.secret) <= SECRET_CHARS_MAX:
-            raise ValueError(f"a swarm secret has 1 to {SECRET_CHARS_MAX} characters")
+        if self.expires_unix_s is not None and not 0 <= self.expires_unix_s <= EXPIRES_UNIX_S_MAX:
+            raise ValueError("it expires in no year that there is")
         if len(self._line(1)) > INVITE_CHARS_MAX:
             raise ValueError(f"{self.addresses[0]!r} is too long for an invite")
 
@@ -62,8 +68,8 @@ class Invite:
 
     def _line(self, peers: int) -> str:
         fields = [f"peer={_escape(address)}" for address in self.addresses[:peers]]
-        if self.secret is not None:
-            fields.append(f"secret={_escape(self.secret)}")
+        if self.swarm_key is not None:
+            fields.append(f"secret={self.swarm_key.text}")
         if self.expires_unix_s is not None:
             fields.append(f"expires={self.expires_unix_s}")
         run = base64.b32encode(self.run).decode().rstrip("=").lower()
@@ -95,7 +101,7 @@ class Invite:
             raise _error(f"the invite is not valid: {error}") from error
         if invite.expires_unix_s is not None and now_unix_s >= invite.expires_unix_s:
             raise InviteError(
-                "the invite has expired",
+                f"the invite expired on {utc_text(invite.expires_unix_s)}",
                 why="its maker limited how long it may be used",
                 fix="ask for a new one: gossamer invite",
             )
@@ -115,12 +121,17 @@ class Invite:
         invite = cls(
             run=base64.b32decode(run.upper() + "=" * (-len(run) % 8)),
             addresses=tuple(fields.get("peer", ())),
-            secret=secret,
+            swarm_key=None if secret is None else SwarmKey.from_text(secret),
             expires_unix_s=None if expires is None else int(expires),
         )
         if not invite.format().startswith(body + "&"):
             raise ValueError("it is not in the form that this version writes")
         return invite
+
+
+def utc_text(unix_s: int) -> str:
+    """A moment for people: ``2026-12-06 17:00 UTC``."""
+    return f"{datetime.datetime.fromtimestamp(unix_s, datetime.UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def _escape(text: str) -> str:

@@ -1,14 +1,13 @@
-"""Transport over real sockets: TCP, Noise and yamux, as libp2p peers speak them. The only file with libp2p in it.
+"""Transport over real sockets: TCP, Noise and yamux, as libp2p peers speak them.
 
 Owns the listening sockets, the dials, the table of connections and the tasks that answer inbound streams. It
-never decides whom to dial or ban. From the library it takes what must not be written twice: the Noise handshake
-that binds a connection to a peer id, the key types and multiaddrs. The layers around the handshake are this
-package's own (``multistream``, ``noise_stream``, ``yamux``), wire-compatible and bounded: the library's host lets
-an exception of any handler end the program, offers plaintext, never frees an inbound connection slot, believes
-announced lengths and does not enforce receive windows.
+never decides whom to dial or ban. From the library comes what must not be written twice: the Noise handshake
+that binds a connection to a peer id (``noise_handshake``), the key types and multiaddrs. The layers around the
+handshake are this package's own (``multistream``, ``noise_stream``, ``yamux``), wire-compatible and bounded: the
+library's host lets an exception of any handler end the program, offers plaintext, never frees an inbound connection
+slot, believes announced lengths and does not enforce receive windows.
 
-Every exception that comes out of the library is translated here. A broken handler, a hostile dialler or a
-misbehaving connection costs itself and nothing else.
+A broken handler, a hostile dialler or a misbehaving connection costs itself and nothing else.
 """
 
 from __future__ import annotations
@@ -19,32 +18,35 @@ import ipaddress
 import logging
 import socket as stdlib_socket
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import ifaddr
 import trio
-from libp2p.crypto.ed25519 import create_new_key_pair
-from libp2p.crypto.x25519 import create_new_key_pair as create_new_noise_key_pair
-from libp2p.io.trio import TrioTCPStream
-from libp2p.network.connection.raw_connection import RawConnection
-from libp2p.peer.id import ID
-from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_PROTOCOL
-from libp2p.security.noise.transport import Transport as NoiseHandshake
 from multiaddr import Multiaddr
 
 from p2p import multistream
-from p2p.errors import AddressError, GossamerError, PeerUnreachable, PortInUse, TransportError
+from p2p.connection_gater import ConnectionGater
+from p2p.errors import (
+    AddressError,
+    GossamerError,
+    PeerUnreachable,
+    PortInUse,
+    StreamBroken,
+    SwarmKeyMismatch,
+    TransportError,
+)
 from p2p.flow import FlowStream
-from p2p.identity import Identity, public_key_of
+from p2p.identity import Identity
 from p2p.limits import DEFAULT_LIMITS, Limits
 from p2p.metered import Meter, MeteredStream
+from p2p.noise_handshake import NoiseHandshake
 from p2p.noise_stream import NoiseStream
 from p2p.peer_events import PeerEvents
 from p2p.protocols import Protocols
 from p2p.service import open_service_nursery
+from p2p.swarm_key import SwarmKey
 from p2p.transport import PeerEvent, PeerId, PeerRecord, ProtocolName, StreamHandler, Traffic
 from p2p.yamux import Session
 
@@ -55,8 +57,6 @@ LISTEN_BACKLOG = 128
 DIAL_STAGGER_S = 0.25
 """Head start of each address over the next one (RFC 8305, section 5)."""
 
-_log = logging.getLogger(__name__)
-
 
 @contextlib.asynccontextmanager
 async def open_libp2p(
@@ -65,19 +65,23 @@ async def open_libp2p(
     listen: Sequence[str],
     announce: Sequence[str] = (),
     limits: Limits = DEFAULT_LIMITS,
+    swarm_key: SwarmKey | None = None,
+    allowed: Collection[PeerId] = (),
 ) -> AsyncIterator[Libp2pTransport]:
     """A transport that listens on ``listen`` (such as ``/ip4/0.0.0.0/tcp/4100``; port 0 picks a free one).
 
     With nothing to listen on it only dials. ``announce``: addresses to tell others instead of those of our
-    interfaces, for a port that a router forwards. Leaving the block says goodbye to every peer. Raises
-    AddressError or PortInUse before anything else is started.
+    interfaces, for a port that a router forwards. With a ``swarm_key`` only peers that have the same are connected,
+    and where ``allowed`` names any, only those. Leaving the block says goodbye to every peer. Raises AddressError or
+    PortInUse before anything else is started.
     """
-    _quiet_library()
     async with contextlib.AsyncExitStack() as sockets, open_service_nursery() as nursery:
         listeners = [await sockets.enter_async_context(await _listen(address)) for address in listen]
         addresses = tuple(announce) or _dialable_addresses(listeners)
         listening = tuple(_multiaddr(*listener.socket.getsockname()[:2]) for listener in listeners)
-        transport = Libp2pTransport(identity, addresses, listening, limits, nursery)
+        handshake, gater = NoiseHandshake(identity, swarm_key), ConnectionGater(allowed)
+        local = PeerRecord(identity.peer, addresses)
+        transport = Libp2pTransport(local, listening, handshake, gater, limits, nursery)
         for listener in listeners:
             nursery.start_soon(trio.serve_listeners, transport.accept, [listener])
         try:
@@ -101,15 +105,16 @@ class Libp2pTransport:
 
     def __init__(
         self,
-        identity: Identity,
-        addresses: tuple[str, ...],
+        local: PeerRecord,
         listening: tuple[str, ...],
+        handshake: NoiseHandshake,
+        gater: ConnectionGater,
         limits: Limits,
         nursery: trio.Nursery,
     ) -> None:
-        keys = create_new_key_pair(identity.private_seed)
-        self._handshake = NoiseHandshake(keys, noise_privkey=create_new_noise_key_pair().private_key)
-        self._local = PeerRecord(identity.peer, addresses)
+        self._local = local
+        self._handshake = handshake
+        self._gater = gater
         self.listening = listening
         """The sockets' own addresses, whatever is announced; a wildcard stands for every interface of its family."""
         self._limits = limits
@@ -162,12 +167,15 @@ class Libp2pTransport:
                 link.session.streams_open for links in self._connections.values() for link in links
             ),
             streams_refused=self._protocols.streams_refused,
+            connections_refused=dict(self._gater.refusals),
         )
 
     async def connect(self, record: PeerRecord) -> None:
         """Connect to a peer over the first of its addresses that works. Raises PeerUnreachable."""
         if record.peer == self._local.peer:
             raise PeerUnreachable("that is this node's own id")
+        if not self._gater.allows(record.peer):
+            raise PeerUnreachable(f"{record.peer} is not on this node's allow-list")
         lock = self._dials.setdefault(record.peer, trio.Lock())
         try:
             async with lock:
@@ -220,6 +228,10 @@ class Libp2pTransport:
             try:
                 await self._dial_address(record.peer, address)
             except (OSError, ValueError, GossamerError) as error:
+                if isinstance(error, SwarmKeyMismatch):
+                    self._gater.tell(
+                        logging.WARNING, "swarm-key at a peer", f"{record.peer} at {address}: {error}"
+                    )
                 failures.append(f"{address}: {error}")
                 failed.set()
             else:
@@ -245,7 +257,8 @@ class Libp2pTransport:
         host, port = _host_and_port(address)
         socket = MeteredStream(await trio.open_tcp_stream(host, port), self._meter)
         try:
-            carrier, _ = await self._upgrade(socket, expected=peer)
+            carrier = await self._handshake.dial(socket, peer)
+            await self._select_multiplexer(carrier)
         except BaseException:
             await trio.aclose_forcefully(socket)
             raise
@@ -265,9 +278,24 @@ class Libp2pTransport:
         self._handshakes[address] += 1
         try:
             with trio.fail_after(self._limits.dial_timeout_s):
-                carrier, peer = await self._upgrade(MeteredStream(socket, self._meter), expected=None)
+                carrier, peer = await self._handshake.answer(MeteredStream(socket, self._meter))
+                if not self._gater.allows(peer):
+                    self._gater.refuse(
+                        "not-allowed", f"{peer}, who dialled from {address}, is not on the allow-list"
+                    )
+                    return
+                await multistream.answer(carrier, {YAMUX_PROTOCOL})
+        except SwarmKeyMismatch as error:
+            self._gater.refuse(
+                "swarm-key",
+                f"refused who dialled from {address}: {error}; if it is to be let in, give it a new invite:"
+                " gossamer invite",
+            )
+            return
         except (OSError, GossamerError, trio.TooSlowError) as error:
-            _log.debug("no handshake from %s: %s", address, error)
+            self._gater.tell(
+                logging.INFO, "handshake", f"none with {address}: {str(error) or type(error).__name__}"
+            )
             return
         finally:
             self._handshakes[address] -= 1
@@ -279,30 +307,13 @@ class Libp2pTransport:
         inbound = sum(self.dialled(peer) is None for peer in self._connections)
         return len(self._connections) < self._limits.peers_max and inbound < self._limits.peers_inbound_max
 
-    async def _upgrade(self, socket: MeteredStream, *, expected: PeerId | None) -> tuple[NoiseStream, PeerId]:
-        """Encrypt, authenticate and multiplex a fresh socket; ``expected`` is the peer we dialled, if we did."""
-        raw = RawConnection(TrioTCPStream(socket), initiator=expected is not None)
+    async def _select_multiplexer(self, carrier: NoiseStream) -> None:
         try:
-            if expected is not None:
-                await multistream.select(socket, NOISE_PROTOCOL)
-                secure: Any = await self._handshake.secure_outbound(raw, ID.from_base58(expected))
-            else:
-                await multistream.answer(socket, {str(NOISE_PROTOCOL)})
-                secure = await self._handshake.secure_inbound(raw)
-            peer = PeerId(secure.get_remote_peer().to_base58())
-            public_key_of(peer)  # only ids that contain their key can be checked against signatures
-        except GossamerError:
-            raise
-        except Exception as error:  # the library raises a dozen unrelated types for bytes it does not like
-            raise TransportError(
-                f"the encryption handshake failed: {error or type(error).__name__}"
-            ) from error
-        carrier = NoiseStream(socket, secure.conn.noise_state.encrypt, secure.conn.noise_state.decrypt)
-        if expected is not None:
             await multistream.select(carrier, YAMUX_PROTOCOL)
-        else:
-            await multistream.answer(carrier, {YAMUX_PROTOCOL})
-        return carrier, peer
+        except StreamBroken as error:
+            raise TransportError(
+                f"it hung up when it knew who dials; if it has an allow-list, {self._local.peer} is not on it"
+            ) from error
 
     # --- living connections ---------------------------------------------------------------------------------------
 
@@ -414,10 +425,3 @@ def _interface_ips(version: int) -> list[ipaddress.IPv4Address | ipaddress.IPv6A
                 found.append(ip)
     outside = [ip for ip in found if not ip.is_loopback]
     return outside or found
-
-
-def _quiet_library() -> None:
-    """Keep what strangers can provoke out of the log: the library reports every failed handshake as an error."""
-    library = logging.getLogger("libp2p")
-    if library.level == logging.NOTSET:
-        library.setLevel(logging.CRITICAL)

@@ -18,6 +18,7 @@ The contract, beyond the types:
 * A peer that sends past its receive window, or stops answering for ``Limits.peer_silence_s``, is
   disconnected, and a ``PeerDown`` with the reason is published.
 * At most ``Limits.peers_max`` peers are connected, of whom at most ``Limits.peers_inbound_max`` have dialled us.
+* In a private swarm nobody is connected who has not its key, and with an allow-list nobody who is not on it.
 * All waits are bounded: ``connect`` by ``Limits.dial_timeout_s``, the first read's wait for an agreement and every
   wait of a write for the peer to take more by ``Limits.stream_timeout_s``. Other reads wait as long as the caller's
   own deadline.
@@ -27,7 +28,7 @@ The contract, beyond the types:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import NewType, Protocol
 
@@ -82,6 +83,8 @@ class Traffic:
     bytes_received: int
     streams_open: int
     streams_refused: int
+    connections_refused: Mapping[str, int]
+    """Made by others, by reason: ``swarm-key``, ``not-allowed``."""
 
 
 class Transport(Protocol):

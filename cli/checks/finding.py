@@ -15,6 +15,7 @@ import trio
 from node.config import NodeConfig
 from node.home import Home
 from p2p.errors import GossamerError
+from p2p.swarm_key import SwarmKey
 
 CHECK_S_MAX = 90.0
 """Importing torch on a slow disk, and waking an accelerator, take most of it."""
@@ -46,6 +47,8 @@ class Subject:
     bootstrap: Sequence[str]
     """Addresses to try, each ending in ``/p2p/<peer id>``, beside those that the home remembers."""
     now_unix_s: float
+    swarm_key: SwarmKey | None = None
+    """With which they are dialled, where their swarm is private."""
 
 
 Check = Callable[[Subject], Awaitable[Sequence[Finding]]]

@@ -26,12 +26,23 @@ SYNC_S_WANTED = 0.25
 
 
 def check_key(subject: Subject) -> Sequence[Finding]:
-    """The key is there, whole, and nobody else's to read."""
+    """The keys are there, whole, and nobody else's to read."""
     from p2p.identity import Identity
+    from p2p.swarm_key import SwarmKey
 
     file = subject.home.identity_file
     peer = Identity.load(file).peer
-    return [Finding(check="key", level="ok", found=f"{file} is peer {peer}; nobody else can read it")]
+    findings = [Finding(check="key", level="ok", found=f"{file} is peer {peer}; nobody else can read it")]
+    run = subject.home.remembered_run()
+    if run is not None and SwarmKey.load(swarm_file := subject.home.swarm_key_file(run)) is not None:
+        findings.append(
+            Finding(
+                check="key",
+                level="ok",
+                found=f"{swarm_file} makes the swarm private; nobody else can read it",
+            )
+        )
+    return findings
 
 
 def check_settings(subject: Subject) -> Sequence[Finding]:

@@ -60,7 +60,9 @@ async def _is_our_own(subject: Subject, address: str) -> bool:
 
     try:
         own = Identity.load(subject.home.identity_file).peer
-        async with open_libp2p(Identity.generate(), listen=[], limits=DIAL_LIMITS) as transport:
+        async with open_libp2p(
+            Identity.generate(), listen=[], limits=DIAL_LIMITS, swarm_key=subject.swarm_key
+        ) as transport:
             await transport.connect(PeerRecord(own, (_dialled_from_here(address),)))
     except (PeerUnreachable, IdentityError):
         return False
@@ -169,7 +171,9 @@ async def check_peers(subject: Subject) -> Sequence[Finding]:
     records = [record for record in await _known_peers(subject) if record.peer != own]
     answers, of_ours = _Answers(), _Answers()
     async with (
-        open_libp2p(Identity.generate(), listen=[], limits=DIAL_LIMITS) as transport,
+        open_libp2p(
+            Identity.generate(), listen=[], limits=DIAL_LIMITS, swarm_key=subject.swarm_key
+        ) as transport,
         trio.open_nursery() as nursery,
     ):
         for record in records:

@@ -188,7 +188,11 @@ class FakeNode:
 
     async def _invite(self, params: MakeInvite) -> object:
         self.asked.append(params)
-        return {"invite": "gossamer:join/1/abc?peer=/ip4/127.0.0.1/tcp/1/p2p/X&check=00"}
+        return {
+            "invite": "gossamer:join/1/abc?peer=/ip4/127.0.0.1/tcp/1/p2p/X&check=00",
+            "secret": self.status.private,
+            "expires_unix_s": None if params.expires_s is None else 1_900_000_000,
+        }
 
 
 @contextlib.contextmanager

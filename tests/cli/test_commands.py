@@ -46,6 +46,8 @@ def test_the_flags_of_daily_commands_are_few_and_known(gossamer: Gossamer) -> No
             "--listen",
             "--bootstrap",
             "--bootstrap-only",
+            "--private",
+            "--allow",
             "--lan",
             "--no-lan",
             "--device",
@@ -59,6 +61,7 @@ def test_the_flags_of_daily_commands_are_few_and_known(gossamer: Gossamer) -> No
         },
         "join": {
             "--listen",
+            "--allow",
             "--bootstrap-only",
             "--lan",
             "--no-lan",

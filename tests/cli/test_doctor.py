@@ -18,7 +18,7 @@ import trio
 from cli.checks import accelerator, registry, running, software
 from cli.checks.finding import Finding, Subject, examine, in_thread
 from cli.checks.network import CLOCK_S_OFF, judge_addresses, judge_clock
-from cli.doctor_bundle import REMOVED, without_secrets, write_bundle
+from cli.doctor_bundle import LOG_BYTES_MAX, REMOVED, without_secrets, write_bundle
 from cli.exit_codes import ExitCode
 from cli.node_process import free_ports
 from node.config import NodeConfig
@@ -373,9 +373,9 @@ def test_a_bundle_holds_what_it_says_and_never_the_key(
     monkeypatch.setattr(registry, "CHECKS", {"key": registry.CHECKS["key"]})
     key = healthy.identity_file.read_text()
     log = tmp_path / "node.log"
-    log.write_text(
-        f"old line\n{'x' * (1 << 20)}\ngossamer:join/1/abc?peer=/ip4/1.2.3.4&secret=s3cr3t&check=00\n{key}"
-    )
+    shown = f"gossamer:join/1/abc?peer=/ip4/1.2.3.4&secret=s3cr3t&check=00\n{key}"
+    cut = "&secret=" + "s3cr3t" * 10
+    log.write_text(f"old line\n{cut}\n".ljust(LOG_BYTES_MAX + len(cut) - len(shown), "x") + "\n" + shown)
     healthy.config_file.write_text(f'log_file = "{log}"\nname = "mine"\n')
     file = tmp_path / "report.zip"
     told = gossamer("doctor", "--bundle", str(file))

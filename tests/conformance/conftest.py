@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from typing import Any
 
 import pytest
@@ -22,6 +22,7 @@ from p2p.identity import Identity
 from p2p.libp2p_transport import open_libp2p
 from p2p.limits import Limits
 from p2p.service import open_service_nursery
+from p2p.swarm_key import SwarmKey
 from p2p.transport import PeerId, PeerRecord, Transport
 
 SHORT_LIMITS = Limits(
@@ -43,22 +44,44 @@ class World:
         self._nursery = nursery
         self._names = itertools.count()
 
-    async def host(self) -> Transport:
-        """A new host with an identity of its own, until the test ends."""
+    async def host(
+        self,
+        *,
+        identity: Identity | None = None,
+        swarm_key: SwarmKey | None = None,
+        allowed: Collection[PeerId] = (),
+    ) -> Transport:
+        """A new host with an identity of its own unless one is given, until the test ends."""
+        opened = self.open_host(identity or Identity.generate(), swarm_key, allowed)
 
         async def keep(task_status: Any) -> None:
-            async with self.open_host() as transport:
+            async with opened as transport:
                 task_status.started(transport)
                 await trio.sleep_forever()
 
         transport: Transport = await self._nursery.start(keep)
         return transport
 
-    def open_host(self) -> contextlib.AbstractAsyncContextManager[Transport]:
-        """A new host with an identity of its own, for the length of a block."""
+    def open_host(
+        self,
+        identity: Identity | None = None,
+        swarm_key: SwarmKey | None = None,
+        allowed: Collection[PeerId] = (),
+    ) -> contextlib.AbstractAsyncContextManager[Transport]:
+        """A new host with an identity of its own unless one is given, for the length of a block."""
         if self.network is not None:
-            return self.network.open_host(PeerId(f"peer-{next(self._names)}"))
-        return open_libp2p(Identity.generate(), listen=["/ip4/127.0.0.1/tcp/0"], limits=self.limits)
+            peer = PeerId(f"peer-{next(self._names)}") if identity is None else identity.peer
+            self.network.allowed[peer] = allowed
+            if swarm_key is not None:
+                self.network.swarm_keys[peer] = swarm_key
+            return self.network.open_host(peer)
+        return open_libp2p(
+            identity or Identity.generate(),
+            listen=["/ip4/127.0.0.1/tcp/0"],
+            limits=self.limits,
+            swarm_key=swarm_key,
+            allowed=allowed,
+        )
 
     def nobody(self) -> PeerRecord:
         """A record of a peer that is not there."""

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import zlib
+from urllib.parse import quote
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from p2p.errors import InviteError
 from p2p.identity import peer_id_of
-from p2p.invite import INVITE_CHARS_MAX, PEERS_MAX, Invite
+from p2p.invite import EXPIRES_UNIX_S_MAX, INVITE_CHARS_MAX, PEERS_MAX, Invite
+from p2p.swarm_key import SwarmKey
 
 PEERS = [peer_id_of(bytes([number]) * 32) for number in range(PEERS_MAX)]
 INVITES = st.builds(
@@ -19,13 +24,13 @@ INVITES = st.builds(
         min_size=1,
         max_size=PEERS_MAX,
     ).map(tuple),
-    secret=st.none() | st.text(min_size=1, max_size=16),
-    expires_unix_s=st.none() | st.integers(1, 2**40),
+    swarm_key=st.none() | st.binary(min_size=32, max_size=32).map(SwarmKey),
+    expires_unix_s=st.none() | st.integers(1, EXPIRES_UNIX_S_MAX),
 )
 INVITE = Invite(
     run=bytes(range(32)),
     addresses=(f"/ip4/192.0.2.7/tcp/4100/p2p/{PEERS[0]}", f"/ip6/2001:db8::1/tcp/4100/p2p/{PEERS[1]}"),
-    secret="open & shut = 100%",
+    swarm_key=SwarmKey(bytes(range(100, 132))),
     expires_unix_s=2_000_000_000,
 )
 
@@ -89,10 +94,52 @@ def test_the_error_says_what_is_wrong(mangle, complaint: str) -> None:  # type: 
     assert refused.value.fix
 
 
+def forged(body: str) -> str:
+    """``body`` with a checksum that fits, as who means to would write it."""
+    return f"{body}&check={zlib.crc32(body.encode()):08x}"
+
+
+@given(st.text(max_size=80) | st.text("abcdefghijklmnopqrstuvwxyz234567", min_size=50, max_size=54))
+def test_a_secret_that_is_no_key_is_refused_and_not_repeated(secret: str) -> None:
+    body = INVITE.format().rpartition("&check=")[0]
+    key = INVITE.swarm_key.text if INVITE.swarm_key else ""
+    line = forged(body.replace(key, quote(secret, safe="")))
+    try:
+        parsed = Invite.parse(line, now_unix_s=0)
+    except InviteError as error:
+        assert key not in str(error)
+        assert len(secret) < 9 or secret not in str(error)
+    else:
+        assert parsed.swarm_key is not None
+        assert parsed.swarm_key.text == secret
+
+
+@given(st.text(max_size=200), st.text(max_size=200))
+def test_whatever_is_written_for_an_invite_is_parsed_or_refused(run: str, query: str) -> None:
+    for text in (query, forged(f"gossamer:join/1/{run}?{query}"), forged(f"gossamer:join/1/{'a' * 52}?{query}")):
+        with contextlib.suppress(InviteError):
+            invite = Invite.parse(text, now_unix_s=0)
+            assert invite.format() == text.strip()
+
+
+@pytest.mark.parametrize("extra", ["&secret=" + "a" * 52, "&expires=1", "&colour=red"])
+def test_an_invite_says_nothing_twice_and_nothing_new(extra: str) -> None:
+    body = INVITE.format().rpartition("&check=")[0]
+    with pytest.raises(InviteError, match="not valid"):
+        Invite.parse(forged(body + extra), now_unix_s=0)
+
+
+def test_an_invite_does_not_show_its_secret_by_accident() -> None:
+    assert INVITE.swarm_key is not None
+    for shown in (repr(INVITE), str(INVITE), f"{INVITE.swarm_key}"):
+        assert INVITE.swarm_key.text not in shown
+        assert INVITE.swarm_key.secret.hex() not in shown
+
+
 def test_an_expired_invite_is_refused_from_that_second_on() -> None:
     line = INVITE.format()
     assert Invite.parse(line, now_unix_s=1_999_999_999) == INVITE
-    with pytest.raises(InviteError, match="expired"):
+    with pytest.raises(InviteError, match="expired on 2033-05-18 03:33 UTC"):
         Invite.parse(line, now_unix_s=2_000_000_000)
 
 
@@ -103,12 +150,12 @@ def test_an_expired_invite_is_refused_from_that_second_on() -> None:
         {"addresses": ()},
         {"addresses": ("/ip4/192.0.2.7/tcp/4100",)},
         {"addresses": INVITE.addresses * 5},
-        {"secret": ""},
-        {"secret": "x" * 65},
+        {"expires_unix_s": -1},
+        {"expires_unix_s": EXPIRES_UNIX_S_MAX + 1},
         {"addresses": (f"/dns/{'x' * 1000}/tcp/4100/p2p/{PEERS[0]}",)},
     ],
 )
 def test_an_invite_that_could_not_be_used_cannot_be_made(wrong: dict[str, object]) -> None:
-    fields = {name: getattr(INVITE, name) for name in ("run", "addresses", "secret", "expires_unix_s")}
+    fields = {name: getattr(INVITE, name) for name in ("run", "addresses", "swarm_key", "expires_unix_s")}
     with pytest.raises(ValueError):
         Invite(**{**fields, **wrong})

@@ -5,7 +5,7 @@ import threading
 from blake3 import blake3
 from zeroconf import IPVersion, ServiceInfo, Zeroconf
 
-from node.lan import SERVICE, run_tag
+from node.lan import SERVICE, LanNames
 from p2p.identity import Identity
 
 RUN = bytes(32)
@@ -16,7 +16,7 @@ for number in range(LIES):
     tag = blake3(str(number).encode()).hexdigest()[:16]
     info = ServiceInfo(
         SERVICE,
-        f"{run_tag(RUN)}-{tag}.{SERVICE}",
+        f"{LanNames(RUN, None).tag}-{tag}.{SERVICE}",
         port=4100,
         properties={"peer": Identity.generate().peer},
         server=f"{tag}.local.",
