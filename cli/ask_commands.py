@@ -126,11 +126,8 @@ def invite(
     err, expires_unix_s = common.err(), answer["expires_unix_s"]
     err.print("expires  " + ("never" if expires_unix_s is None else utc_text(expires_unix_s)))
     if answer["secret"]:
-        err.print(
-            "secret   it has the swarm's key in it: whoever reads it can connect, and keeps the key when it has"
-            " expired\n"
-            "next     send it by a way that nobody else reads; there: gossamer join -    and paste it"
-        )
+        err.print("secret   the swarm's key is in it: whoever reads it can connect, also when it has expired")
+        err.print("next     send it where nobody else reads it; there: gossamer join -    and paste it")
 
 
 @command(merge_app, "now")

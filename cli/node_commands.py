@@ -201,7 +201,7 @@ def join(
     with home.lock():
         told = _take_swarm_key(home, parsed)
     if told is not None:
-        err.print(f"private   {told}")
+        err.print(f"private   {told}", soft_wrap=True)
     _live(
         common,
         home,
@@ -243,7 +243,8 @@ def _make_private(common: Common, spec: RunSpec | None, run: bytes | None) -> No
         if made:
             SwarmKey.generate().store(file)
     if made:
-        common.err().print(f"private   {file} (new, mode 0600); how others get in: gossamer invite")
+        common.err().print(f"private   {file} (new, mode 0600)", soft_wrap=True)
+        common.err().print("next      let others in, while this node runs: gossamer invite")
 
 
 def _take_swarm_key(home: Home, invite: Invite) -> str | None:

@@ -291,6 +291,8 @@ class World:
                 bootstrap=[f"{address_of(peer)}/p2p/{peer}" for peer in peers],
                 store_bytes_max=machine.disk.capacity_bytes // 2,
                 limits=self.network.limits,
+                allowed=frozenset(self.network.allowed.get(machine.peer, ())),
+                swarm_key=self.network.swarm_keys.get(machine.peer),
             )
             machine.node = self._build(machine, runtime, options, state)
             if machine.spoil is not None:

@@ -29,7 +29,9 @@ async def test_the_same_key_connects_and_so_does_none(
 
 
 @pytest.mark.parametrize(
-    ("dialler", "listener"), [(OURS, THEIRS), (OURS, None), (None, OURS)], ids=["other", "to none", "from none"]
+    ("dialler", "listener"),
+    [(OURS, THEIRS), (OURS, None), (None, OURS)],
+    ids=["other", "to none", "from none"],
 )
 async def test_another_key_does_not_connect(
     clock: Clock, world: World, dialler: SwarmKey | None, listener: SwarmKey | None

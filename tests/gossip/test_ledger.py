@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
-from gossip.ledger import BAN_S, COSTS, HALF_LIFE_S, PEERS_MAX, STANDING_MAX, PeerLedger
+from gossip.ledger import BAN_S, COSTS, HALF_LIFE_S, NOT_ALLOWED, PEERS_MAX, STANDING_MAX, PeerLedger
 from p2p.transport import PeerId
 
 PEER = PeerId("peer")
@@ -48,6 +48,16 @@ async def test_occasional_trouble_never_bans(autojump_clock):
         ledger.note(PEER, "stall")
         await trio.sleep(60)
     assert not ledger.banned(PEER)
+
+
+async def test_who_is_not_on_an_allow_list_is_as_if_banned(autojump_clock):
+    ledger, stranger = PeerLedger([PEER]), PeerId("stranger")
+    assert (ledger.banned(PEER), ledger.last_problem(PEER)) == (False, "")
+    assert (ledger.banned(stranger), ledger.last_problem(stranger)) == (True, NOT_ALLOWED)
+    for _ in range(5):
+        ledger.note(PEER, "malformed")
+    assert ledger.banned(PEER)
+    assert "malformed" in ledger.last_problem(PEER)
 
 
 async def test_memory_is_bounded_and_keeps_the_worst(autojump_clock):
