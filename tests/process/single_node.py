@@ -52,9 +52,9 @@ class SingleNode:
         self.process: subprocess.Popen[bytes] | None = None
 
     @contextmanager
-    def running(self, *options: str) -> Iterator[None]:
-        """``gossamer run`` with ``options`` for the length of the block."""
-        command = ["-m", "cli", "run", "--home", str(self.home.data_folder), *options]
+    def running(self, *options: str, verb: str = "run") -> Iterator[None]:
+        """``gossamer run``, or join, with ``options`` for the length of the block."""
+        command = ["-m", "cli", verb, "--home", str(self.home.data_folder), *options]
         with running(command, self._log_file, namespace=self._namespace) as self.process:
             yield
 
