@@ -47,6 +47,7 @@ from p2p.errors import (
     MalformedMessage,
     PeerUnreachable,
     ProtocolUnsupported,
+    SwarmKeyMismatch,
     TransportError,
 )
 from p2p.limits import Limits
@@ -258,6 +259,8 @@ class Links:
             await self._transport.connect(record)
         except TransportError as error:
             self._book.failed(record.peer, error.what, trio.current_time())
+            if isinstance(error, SwarmKeyMismatch):
+                self._last_refusal = error.what
         finally:
             self._dialling.discard(record.peer)
 

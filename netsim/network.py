@@ -24,7 +24,7 @@ from netsim.connection import Frame, Side
 from netsim.determinism import SimClock, sim_clock
 from netsim.links import Cut, Cuts, Line, LinkModel
 from p2p.connection_gater import ConnectionGater
-from p2p.errors import PeerUnreachable
+from p2p.errors import NotAllowed, PeerUnreachable, SwarmKeyMismatch
 from p2p.flow import FlowStream
 from p2p.limits import DEFAULT_LIMITS, Limits
 from p2p.metered import Meter
@@ -333,10 +333,10 @@ class SimHost:
         if network.swarm_keys.get(me) != network.swarm_keys.get(peer):
             if peer in network.swarm_keys:
                 target.gater.refuse("swarm-key", f"refused {me}")
-            raise PeerUnreachable(f"cannot reach {peer} (one side lacks the other's swarm key)")
+            raise SwarmKeyMismatch(f"cannot reach {peer} (one side lacks the other's swarm key)")
         if not target.gater.allows(me):
             target.gater.refuse("not-allowed", f"{me} is not on the allow-list")
-            raise PeerUnreachable(f"cannot reach {peer} (it hung up when it knew who dials)")
+            raise NotAllowed(f"cannot reach {peer} (it hung up when it knew who dials)")
         if max(len(self._sides), len(target._sides)) >= network.limits.peers_max or target.inbound_full():
             raise PeerUnreachable(f"cannot reach {peer} (too many connections)")
         network.connect(self, target)

@@ -9,7 +9,8 @@
     ├── MalformedMessage          bytes from a peer are not the canonical form of an allowed message
     └── TransportError            the network let us down
         ├── PeerUnreachable       no address of the peer answered in time
-        ├── SwarmKeyMismatch      one side is in a private swarm, and the other has not its key
+        │   ├── SwarmKeyMismatch  one side is in a private swarm, and the other has not its key
+        │   └── NotAllowed        the peer is there, and hung up when it knew who dials
         ├── ProtocolUnsupported   the peer is there but does not speak the protocol
         ├── StreamBroken          a stream ended, was reset or stalled in the middle
         ├── CallTimeout           a request got no reply before its deadline
@@ -63,8 +64,12 @@ class PeerUnreachable(TransportError):
     """No address of the peer answered before the dial deadline."""
 
 
-class SwarmKeyMismatch(TransportError):
+class SwarmKeyMismatch(PeerUnreachable):
     """One of the two sides is in a private swarm, and the other has another key than that swarm's, or none."""
+
+
+class NotAllowed(PeerUnreachable):
+    """The peer proved its id and hung up when it knew ours, as who keeps an allow-list does."""
 
 
 class ProtocolUnsupported(TransportError):

@@ -1,11 +1,11 @@
 """Transport over real sockets: TCP, Noise and yamux, as libp2p peers speak them.
 
-Owns the listening sockets, the dials, the table of connections and the tasks that answer inbound streams. It
-never decides whom to dial or ban. From the library comes what must not be written twice: the Noise handshake
-that binds a connection to a peer id (``noise_handshake``), the key types and multiaddrs. The layers around the
-handshake are this package's own (``multistream``, ``noise_stream``, ``yamux``), wire-compatible and bounded: the
-library's host lets an exception of any handler end the program, offers plaintext, never frees an inbound connection
-slot, believes announced lengths and does not enforce receive windows.
+Owns the dials, the table of connections and the tasks that answer inbound streams. It never decides whom to dial or
+ban, and asks ``connection_gater`` whom to let in. From the library comes what must not be written twice: the Noise
+handshake that binds a connection to a peer id (``noise_handshake``). The layers around it are this package's own
+(``multistream``, ``noise_stream``, ``yamux``), wire-compatible and bounded: the library's host lets an exception of any
+handler end the program, offers plaintext, never frees an inbound connection slot, believes announced lengths and does
+not enforce receive windows.
 
 A broken handler, a hostile dialler or a misbehaving connection costs itself and nothing else.
 """
@@ -13,33 +13,27 @@ A broken handler, a hostile dialler or a misbehaving connection costs itself and
 from __future__ import annotations
 
 import contextlib
-import errno
-import ipaddress
 import logging
-import socket as stdlib_socket
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-import ifaddr
 import trio
-from multiaddr import Multiaddr
 
 from p2p import multistream
 from p2p.connection_gater import ConnectionGater
 from p2p.errors import (
-    AddressError,
     GossamerError,
+    NotAllowed,
     PeerUnreachable,
-    PortInUse,
     StreamBroken,
     SwarmKeyMismatch,
-    TransportError,
 )
 from p2p.flow import FlowStream
 from p2p.identity import Identity
 from p2p.limits import DEFAULT_LIMITS, Limits
+from p2p.listening import dialable_addresses, host_and_port, listen_on, multiaddr_of
 from p2p.metered import Meter, MeteredStream
 from p2p.noise_handshake import NoiseHandshake
 from p2p.noise_stream import NoiseStream
@@ -53,7 +47,6 @@ from p2p.yamux import Session
 YAMUX_PROTOCOL = "/yamux/1.0.0"
 CONNECTIONS_PER_PEER_MAX = 2
 """Two, because two peers may dial each other at the same moment, and a restarted peer replaces a stale one."""
-LISTEN_BACKLOG = 128
 DIAL_STAGGER_S = 0.25
 """Head start of each address over the next one (RFC 8305, section 5)."""
 
@@ -76,9 +69,9 @@ async def open_libp2p(
     PortInUse before anything else is started.
     """
     async with contextlib.AsyncExitStack() as sockets, open_service_nursery() as nursery:
-        listeners = [await sockets.enter_async_context(await _listen(address)) for address in listen]
-        addresses = tuple(announce) or _dialable_addresses(listeners)
-        listening = tuple(_multiaddr(*listener.socket.getsockname()[:2]) for listener in listeners)
+        listeners = [await sockets.enter_async_context(await listen_on(address)) for address in listen]
+        addresses = tuple(announce) or dialable_addresses(listeners)
+        listening = tuple(multiaddr_of(*listener.socket.getsockname()[:2]) for listener in listeners)
         handshake, gater = NoiseHandshake(identity, swarm_key), ConnectionGater(allowed)
         local = PeerRecord(identity.peer, addresses)
         transport = Libp2pTransport(local, listening, handshake, gater, limits, nursery)
@@ -222,12 +215,16 @@ class Libp2pTransport:
         if len(self._connections) >= self._limits.peers_max:
             raise PeerUnreachable(f"already connected to {self._limits.peers_max} peers")
         failures: list[str] = []
+        failure = PeerUnreachable
         won = trio.Event()
 
         async def attempt(address: str, failed: trio.Event) -> None:
+            nonlocal failure
             try:
                 await self._dial_address(record.peer, address)
             except (OSError, ValueError, GossamerError) as error:
+                if isinstance(error, PeerUnreachable):
+                    failure = type(error)
                 if isinstance(error, SwarmKeyMismatch):
                     self._gater.tell(
                         logging.WARNING, "swarm-key at a peer", f"{record.peer} at {address}: {error}"
@@ -251,10 +248,10 @@ class Libp2pTransport:
                 if record.addresses
                 else "no address is known"
             )
-            raise PeerUnreachable(f"cannot reach {record.peer} ({tried})")
+            raise failure(f"cannot reach {record.peer} ({tried})")
 
     async def _dial_address(self, peer: PeerId, address: str) -> None:
-        host, port = _host_and_port(address)
+        host, port = host_and_port(address)
         socket = MeteredStream(await trio.open_tcp_stream(host, port), self._meter)
         try:
             carrier = await self._handshake.dial(socket, peer)
@@ -311,7 +308,7 @@ class Libp2pTransport:
         try:
             await multistream.select(carrier, YAMUX_PROTOCOL)
         except StreamBroken as error:
-            raise TransportError(
+            raise NotAllowed(
                 f"it hung up when it knew who dials; if it has an allow-list, {self._local.peer} is not on it"
             ) from error
 
@@ -349,79 +346,3 @@ class Libp2pTransport:
         with contextlib.suppress(trio.EndOfChannel):
             while True:
                 self._protocols.answer(link.peer, await link.session.accept_stream())
-
-
-async def _listen(address: str) -> trio.SocketListener:
-    """Raises AddressError, or PortInUse."""
-    host, port = _host_and_port(address)
-    try:
-        return trio.SocketListener(await _bound_socket(host, port))
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise PortInUse(
-                f"port {port} on {host} is taken",
-                why="another program, or another node, is listening there",
-                fix=f"stop it (ss -ltnp 'sport = :{port}' names it) or choose another port",
-            ) from error
-        raise AddressError(
-            f"cannot listen on {address}: {error.strerror}",
-            why="no peer could connect to this node",
-            fix="listen on an address of this machine, for example /ip4/0.0.0.0/tcp/4100",
-        ) from error
-
-
-async def _bound_socket(host: str, port: int) -> trio.socket.SocketType:
-    family = stdlib_socket.AF_INET6 if ":" in host else stdlib_socket.AF_INET
-    socket = trio.socket.socket(family, stdlib_socket.SOCK_STREAM)
-    try:
-        # Never SO_REUSEPORT: a second node on the port must fail, not take half of the connections.
-        socket.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_REUSEADDR, 1)
-        if family == stdlib_socket.AF_INET6:
-            socket.setsockopt(stdlib_socket.IPPROTO_IPV6, stdlib_socket.IPV6_V6ONLY, 1)
-        await socket.bind((host, port))
-        socket.listen(LISTEN_BACKLOG)
-    except BaseException:
-        socket.close()
-        raise
-    return socket
-
-
-def _host_and_port(address: str) -> tuple[str, int]:
-    """Host and TCP port of a multiaddr. Raises AddressError for anything else than name or IP, then TCP."""
-    with contextlib.suppress(Exception):  # multiaddr raises a new type for every way to be wrong
-        parsed = Multiaddr(address)
-        (kind, host), (tcp, port), *rest = [(protocol.name, value) for protocol, value in parsed.items()]
-        known = kind in {"ip4", "ip6", "dns", "dns4", "dns6"} and tcp == "tcp"
-        if known and all(name == "p2p" for name, _ in rest):
-            return str(host), int(str(port))
-    raise AddressError(
-        f"{address!r} is not an address",
-        why="an address names a host and one of its TCP ports, below 65536",
-        fix="write for example /ip4/0.0.0.0/tcp/4100",
-    )
-
-
-def _dialable_addresses(listeners: Sequence[trio.SocketListener]) -> tuple[str, ...]:
-    """What others can dial: a wildcard stands for every interface of its family, loopback last resort."""
-    addresses: list[str] = []
-    for listener in listeners:
-        host, port = listener.socket.getsockname()[:2]
-        ip = ipaddress.ip_address(host)
-        reachable = _interface_ips(ip.version) if ip.is_unspecified else [ip]
-        addresses += [_multiaddr(str(each), port) for each in reachable]
-    return tuple(dict.fromkeys(addresses))
-
-
-def _multiaddr(ip: str, port: int) -> str:
-    return f"/ip{6 if ':' in ip else 4}/{ip}/tcp/{port}"
-
-
-def _interface_ips(version: int) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
-    found = []
-    for adapter in ifaddr.get_adapters():
-        for entry in adapter.ips:
-            ip = ipaddress.ip_address(entry.ip if isinstance(entry.ip, str) else entry.ip[0])
-            if ip.version == version and not ip.is_link_local:
-                found.append(ip)
-    outside = [ip for ip in found if not ip.is_loopback]
-    return outside or found

@@ -109,7 +109,7 @@ class Transport(Protocol):
     async def connect(self, record: PeerRecord) -> None:
         """Connect to a peer, trying its addresses; returns at once when already connected.
 
-        Raises PeerUnreachable.
+        Raises PeerUnreachable, which is SwarmKeyMismatch or NotAllowed where that is why.
         """
 
     async def open_stream(self, peer: PeerId, protocol: ProtocolName) -> FlowStream:

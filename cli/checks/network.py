@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Literal
 import trio
 
 from cli.checks.finding import Finding, Subject, failure
-from p2p.errors import GossamerError, IdentityError, PeerUnreachable, PortInUse
+from p2p.errors import GossamerError, IdentityError, NotAllowed, PeerUnreachable, PortInUse, SwarmKeyError
 from p2p.limits import DEFAULT_LIMITS
+from p2p.swarm_key import SwarmKey
 from p2p.transport import PeerId, PeerRecord, Transport
 
 if TYPE_CHECKING:
@@ -60,11 +61,15 @@ async def _is_our_own(subject: Subject, address: str) -> bool:
 
     try:
         own = Identity.load(subject.home.identity_file).peer
+        run = subject.home.remembered_run()
+        key = None if run is None else SwarmKey.load(subject.home.swarm_key_file(run))
         async with open_libp2p(
-            Identity.generate(), listen=[], limits=DIAL_LIMITS, swarm_key=subject.swarm_key
+            Identity.generate(), listen=[], limits=DIAL_LIMITS, swarm_key=key
         ) as transport:
             await transport.connect(PeerRecord(own, (_dialled_from_here(address),)))
-    except (PeerUnreachable, IdentityError):
+    except NotAllowed:  # It has proved its key, and does not know ours.
+        return True
+    except (PeerUnreachable, IdentityError, SwarmKeyError):
         return False
     return True
 
@@ -221,6 +226,8 @@ async def _ask(transport: Transport, record: PeerRecord, run: bytes | None, answ
             want = WantPeers(count=NOTICES_ASKED)
             reply = await call(transport, record.peer, HELLO_PROTOCOL, want, Notices, timeout_s=timeout_s)
             answers.notices += _signed(run, reply.notices)
+        answers.reached.append(record.peer)
+    except NotAllowed:  # It is there, and has proved its id; on its list is the node, not the doctor.
         answers.reached.append(record.peer)
     except GossamerError as error:
         answers.failures.append(f"{record.peer}: {error.what}")

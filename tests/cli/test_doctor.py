@@ -8,6 +8,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from node.home import Home
 from node.status import NodeStatus
 from p2p.identity import Identity
 from p2p.libp2p_transport import open_libp2p
+from p2p.swarm_key import SwarmKey
+from p2p.transport import PeerId
 from tests.cli.fake_node import FakeNode, status_of
 from training.self_test import self_test
 
@@ -222,6 +225,25 @@ async def test_a_port_that_this_homes_node_holds_or_somebody_elses(healthy: Home
         async with open_libp2p(identity, listen=subject.config.listen):
             (finding,) = await look(subject, "port")
         assert finding.level == level, finding
+
+
+@pytest.mark.parametrize("given", [{"swarm_key": SwarmKey(bytes(32))}, {"allowed": [PeerId("somebody")]}])
+async def test_a_node_that_lets_few_in_is_still_this_homes(healthy: Home, given: dict[str, Any]) -> None:
+    run = bytes(32)
+    healthy.remember_run(run)
+    if "swarm_key" in given:
+        given["swarm_key"].store(healthy.swarm_key_file(run))
+    identity, elsewhere = Identity.load(healthy.identity_file), Identity.generate()
+    subject = replace(subject_of(healthy), swarm_key=given.get("swarm_key"))
+    async with (
+        open_libp2p(identity, listen=subject.config.listen, **given),
+        open_libp2p(elsewhere, listen=["/ip4/127.0.0.1/tcp/0"], **given) as other,
+    ):
+        (port,) = await look(subject, "port")
+        named = replace(subject, bootstrap=[f"{other.local.addresses[0]}/p2p/{elsewhere.peer}"], run=None)
+        peers, _ = await look(named, "peers")
+    assert port.level == "ok", port
+    assert (peers.level, "1 of 1 answered" in peers.found) == ("ok", True), peers
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from p2p.errors import PeerUnreachable
+from p2p.errors import NotAllowed, PeerUnreachable, SwarmKeyMismatch
 from p2p.identity import Identity
 from p2p.swarm_key import SwarmKey
 
@@ -37,7 +37,7 @@ async def test_another_key_does_not_connect(
     clock: Clock, world: World, dialler: SwarmKey | None, listener: SwarmKey | None
 ) -> None:
     near, far = await world.host(swarm_key=dialler), await world.host(swarm_key=listener)
-    with trio.fail_after(world.limits.dial_timeout_s), pytest.raises(PeerUnreachable, match="swarm"):
+    with trio.fail_after(world.limits.dial_timeout_s), pytest.raises(SwarmKeyMismatch, match="swarm"):
         await near.connect(far.local)
     assert near.peers() == far.peers() == frozenset()
     assert far.traffic().connections_refused == ({} if listener is None else {"swarm-key": 1})
@@ -48,7 +48,7 @@ async def test_who_is_not_on_the_list_does_not_get_in(clock: Clock, world: World
     host = await world.host(allowed=[friend.peer])
     let_in, kept_out = await world.host(identity=friend), await world.host(identity=stranger)
     await let_in.connect(host.local)
-    with pytest.raises(PeerUnreachable, match="it hung up when it knew who dials"):
+    with pytest.raises(NotAllowed, match="it hung up when it knew who dials"):
         await kept_out.connect(host.local)
     assert host.peers() == {friend.peer}
     assert host.traffic().connections_refused == {"not-allowed": 1}

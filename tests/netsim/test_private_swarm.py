@@ -53,6 +53,11 @@ def test_members_of_a_private_swarm_merge_and_a_stranger_gets_nothing() -> None:
             lock(world, 2)
             joined = await world.start(2, bootstrap=0)
             await until(lambda: len(joined.members.peers()) == 2, seconds=60)
+            # Whose key is not the swarm's any more is told so, though nobody gave it an address to begin with.
+            await world.leave(1)
+            world.network.swarm_keys[world.machines[1].peer] = SwarmKey(b"o" * 32)
+            left_behind = await world.start(1)
+            await until(lambda: "swarm key" in status_of(left_behind).problem, seconds=30)
 
     simulated(main, 9)
 
