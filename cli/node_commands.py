@@ -20,6 +20,7 @@ import typer
 
 from cli.common import Common, command
 from cli.exit_codes import ExitCode
+from p2p.errors import InviteError
 
 if TYPE_CHECKING:
     from node.config import NodeConfig
@@ -28,13 +29,16 @@ if TYPE_CHECKING:
     from training.run_spec import RunSpec
 
 PARENT_CHECK_S = 0.5
+RUN_ID = "[0-9a-f]{64}"
 
 Listen = Annotated[
     list[str] | None, typer.Option("--listen", metavar="ADDR", help="Listen here; may be repeated.")
 ]
 Bootstrap = Annotated[
     list[str] | None,
-    typer.Option("--bootstrap", metavar="ADDR", help="A peer to start from, .../p2p/PEER; may be repeated."),
+    typer.Option(
+        "--bootstrap", metavar="ADDR", help="A peer of any run to start from, .../p2p/PEER; may be repeated."
+    ),
 ]
 Lan = Annotated[
     bool | None,
@@ -48,6 +52,12 @@ Private = Annotated[
     bool,
     typer.Option(
         "--private", help="Make a key for the run's swarm if it has none: who lacks it cannot connect."
+    ),
+]
+Dht = Annotated[
+    bool | None,
+    typer.Option(
+        "--dht/--no-dht", help="Be found by the run's id, and find others, through nodes of any run."
     ),
 ]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
@@ -119,6 +129,7 @@ def run(
     private: Private = False,
     allow: Allow = None,
     lan: Lan = None,
+    dht: Dht = None,
     device: Device = None,
     threads: Threads = None,
     data: Data = None,
@@ -136,7 +147,7 @@ def run(
         _die_with(parent)
     home = common.home
     learning = {"device": device, "threads": threads, "data_path": data, "base_path": base, "part": part}
-    flags = _flags(listen, allow, lan, metrics_listen, learning)
+    flags = _flags(listen, allow, lan, dht, metrics_listen, learning)
     if bootstrap_only:
         _refuse_for_rendezvous(learning, linger=linger)
     config = _config(common, home, flags)
@@ -163,13 +174,16 @@ def join(
     invite: Annotated[
         str,
         typer.Argument(
-            metavar="INVITE",
-            help="What a member's `gossamer invite` printed, in quotes; - to read it from standard input.",
+            metavar="INVITE|RUN_ID",
+            help="What a member's `gossamer invite` printed, in quotes, or - to read it from standard input; "
+            "or the id of a run.",
         ),
     ],
     listen: Listen = None,
+    bootstrap: Bootstrap = None,
     allow: Allow = None,
     lan: Lan = None,
+    dht: Dht = None,
     device: Device = None,
     threads: Threads = None,
     data: Data = None,
@@ -179,27 +193,29 @@ def join(
     linger: Linger = True,
     bootstrap_only: BootstrapOnly = False,
 ) -> None:
-    """Join a swarm by its invite: make an identity if there is none, fetch and check the run spec, run."""
-    from p2p.invite import INVITE_CHARS_MAX, Invite
-
+    """Join a swarm by its invite or its id: make an identity if there is none, fetch and check the run spec, run."""
     learning = {"device": device, "threads": threads, "data_path": data, "base_path": base, "part": part}
-    flags = _flags(listen, allow, lan, metrics_listen, learning)
+    flags = _flags(listen, allow, lan, dht, metrics_listen, learning)
     if bootstrap_only:
         _refuse_for_rendezvous(learning, linger=linger)
-    now = datetime.datetime.now(datetime.UTC).timestamp()
-    # Whatever is typed on a command line, every user of the machine can read as long as the program runs.
-    if invite == "-" and sys.stdin.isatty():
-        common.err().print("paste the invite:")
-    line = sys.stdin.readline(INVITE_CHARS_MAX + 2) if invite == "-" else invite
-    parsed = Invite.parse(line, now_unix_s=now)
+    invited, run_id = _parse_invite(common, invite)
+    addresses = [*(invited.addresses if invited is not None else ()), *(bootstrap or ())]
     home = common.home
     peer, created, _ = prepare_home(home)
     config = _config(common, home, flags)
+    if not addresses and not config.lan:
+        raise InviteError(
+            "a run id alone leads nowhere",
+            why="somebody must be known to ask: a node of any run, or the local network",
+            fix=f"gossamer join {run_id.hex()} --bootstrap ADDR    or, on the same network: gossamer join RUN_ID --lan",
+        )
     err = common.err()
     err.print(f"identity  {peer}{' (new)' if created else ''}")
-    err.print(f"run       {parsed.run.hex()[:16]}, by way of {len(parsed.addresses)} address(es)")
-    with home.lock():
-        told = _take_swarm_key(home, parsed)
+    err.print(f"run       {run_id.hex()[:16]}, by way of {len(addresses)} address(es)")
+    told = None
+    if invited is not None:
+        with home.lock():
+            told = _take_swarm_key(home, invited)
     if told is not None:
         err.print(f"private   {told}", soft_wrap=True)
     _live(
@@ -207,11 +223,25 @@ def join(
         home,
         config,
         spec=None,
-        run=parsed.run,
-        bootstrap=parsed.addresses,
+        run=run_id,
+        bootstrap=addresses,
         linger=linger,
         bootstrap_only=bootstrap_only,
     )
+
+
+def _parse_invite(common: Common, text: str) -> tuple[Invite | None, bytes]:
+    """An invite, if it is one, and the id of the run it is to. Raises InviteError."""
+    from p2p.invite import INVITE_CHARS_MAX, Invite
+
+    # Whatever is typed on a command line, every user of the machine can read as long as the program runs.
+    if text == "-" and sys.stdin.isatty():
+        common.err().print("paste the invite:")
+    line = sys.stdin.readline(INVITE_CHARS_MAX + 2) if text == "-" else text
+    if re.fullmatch(RUN_ID, line.strip()):
+        return None, bytes.fromhex(line.strip())
+    invite = Invite.parse(line, now_unix_s=datetime.datetime.now(datetime.UTC).timestamp())
+    return invite, invite.run
 
 
 def prepare_home(home: Home) -> tuple[str, bool, bool]:
@@ -277,6 +307,7 @@ def _flags(
     listen: list[str] | None,
     allow: list[str] | None,
     lan: bool | None,
+    dht: bool | None,
     metrics_listen: str | None,
     learning: Mapping[str, object],
 ) -> Mapping[str, object]:
@@ -285,6 +316,7 @@ def _flags(
         "listen": listen or None,
         "allow": allow or None,
         "lan": lan,
+        "dht": dht,
         "metrics_listen": metrics_listen,
         **learning,
     }
@@ -303,7 +335,7 @@ def _parse_run(text: str | None) -> tuple[RunSpec | None, bytes | None]:
 
     if text is None:
         return None, None
-    if re.fullmatch("[0-9a-f]{64}", text):
+    if re.fullmatch(RUN_ID, text):
         return None, bytes.fromhex(text)
     return load_run_spec(Path(text)), None
 

@@ -39,7 +39,7 @@ BACK_OFF_MAX_S = 300.0
 BACK_OFF_PERMANENT_MAX_S = 20.0
 """Bootstrap and invited peers are tried again at least this often: they may be the only way in."""
 
-AddressSource = Literal["bootstrap", "invite", "heartbeat", "hello", "exchange", "lan"]
+AddressSource = Literal["bootstrap", "invite", "heartbeat", "hello", "exchange", "lan", "dht"]
 _PERMANENT = ("bootstrap", "invite")
 ANCHORS_MAX = 4
 ADDRESSES_REMEMBERED = 1 << 14
@@ -284,8 +284,11 @@ class AddressBook:
             entry.retry_s = 0.0
             entry.last_error = ""
 
-    def failed(self, peer: PeerId, error: str, now_s: float) -> None:
-        """A dial failed: wait twice as long as last time, with jitter, up to a cap."""
+    def failed(self, peer: PeerId, error: str, now_s: float, *, for_good: bool = False) -> None:
+        """A dial failed: wait twice as long as last time, with jitter, up to a cap.
+
+        ``for_good``: it is there and follows another run, so there is no hurry, even if a person has named it.
+        """
         entry = self._entries.get(peer)
         if entry is None:
             return
@@ -294,6 +297,8 @@ class AddressBook:
         longest_s = BACK_OFF_PERMANENT_MAX_S if entry.permanent else BACK_OFF_MAX_S
         # The exponent is capped too: 2.0 ** failures of a peer retried for ever would overflow one day.
         delay_s = min(BACK_OFF_FIRST_S * 2.0 ** min(entry.failures - 1, 16), longest_s)
+        if for_good:
+            delay_s = BACK_OFF_MAX_S
         entry.retry_s = now_s + delay_s * self._rng.uniform(0.5, 1.0)
 
     def failing(self) -> list[tuple[PeerId, str]]:

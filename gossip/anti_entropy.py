@@ -29,7 +29,7 @@ from p2p.errors import MalformedMessage, StreamBroken, TransportError
 from p2p.flow import FlowStream
 from p2p.frames import receive_message, send_message
 from p2p.limits import Limits
-from p2p.transport import PeerId, PeerUp, Transport
+from p2p.transport import Company, PeerId, PeerUp, Transport
 
 INTERVAL_S = 2.0
 """Between regular rounds, give or take JITTER."""
@@ -72,8 +72,11 @@ class AntiEntropy:
         limits: Limits,
         rng: random.Random,
         pace: float = 1.0,
+        company: Company | None = None,
     ) -> None:
-        """``pace``: how much rarer regular rounds are than every INTERVAL_S."""
+        """``pace``: how much rarer regular rounds are than every INTERVAL_S; ``company``: with whom to be in step,
+        all that are connected unless it says otherwise."""
+        self._company = company or transport
         self._transport = transport
         self._notices = notices
         self._ledger = ledger
@@ -107,7 +110,7 @@ class AntiEntropy:
     # --- when to meet whom ------------------------------------------------------------------------------------
 
     def _neighbours(self) -> list[PeerId]:
-        return sorted(peer for peer in self._transport.peers() if not self._ledger.banned(peer))
+        return sorted(peer for peer in self._company.peers() if not self._ledger.banned(peer))
 
     async def _meet_regularly(self, nursery: trio.Nursery) -> None:
         while True:
@@ -117,7 +120,7 @@ class AntiEntropy:
             self._meet_some(nursery, 1)
 
     async def _meet_newcomers(self, nursery: trio.Nursery) -> None:
-        async for event in self._transport.peer_events():
+        async for event in self._company.peer_events():
             # The side that dialled starts; a round serves both.
             if isinstance(event, PeerUp) and event.outbound:
                 nursery.start_soon(self._meet, event.peer)
@@ -201,7 +204,7 @@ class AntiEntropy:
             await stream.receive_some(1)
 
     async def _answer(self, peer: PeerId, stream: FlowStream) -> None:
-        if self._ledger.banned(peer):
+        if self._ledger.banned(peer) or peer not in self._company.peers():
             return
         try:
             with trio.fail_after(self._limits.call_timeout_s):

@@ -11,7 +11,7 @@ stays connected too, until there are many: then those that have not been used fo
 
 Who dials us has chosen us, and may be many under one roof. So a third of ``links_target`` are links that we have
 dialled ourselves, into different address ranges as far as members are known in several; the transport keeps room for
-them (``Limits.peers_inbound_max``).
+them (``Limits.peers_inbound_max``). Visits (``gossip.visits``) are connections that are no links and not counted.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import msgspec
 import structlog
 import trio
 
-from gossip.address_book import AddressBook, parse_peer_address
+from gossip.address_book import AddressBook, AddressSource, parse_peer_address
 from gossip.address_ranges import most_diverse, range_of
 from gossip.anti_entropy import offer_all
 from gossip.ledger import PeerLedger
@@ -42,6 +42,7 @@ from gossip.messages import (
 )
 from gossip.newcomer import PEERS_ASKED
 from gossip.notices import NoticeTable
+from gossip.visits import Visits
 from p2p.errors import (
     CallRefused,
     MalformedMessage,
@@ -51,6 +52,7 @@ from p2p.errors import (
     TransportError,
 )
 from p2p.limits import Limits
+from p2p.peer_events import PeerEvents
 from p2p.rpc import call, serve_calls
 from p2p.transport import PeerDown, PeerEvent, PeerId, PeerRecord, Transport
 
@@ -85,7 +87,7 @@ class Links:
     """Keeps this node connected to its swarm.
 
     ``bootstrap``: ``ADDRESS/p2p/PEER`` texts; raises AddressError for one that is not. ``spec``: the canonical
-    bytes of the run spec, whose BLAKE3 digest is ``run``.
+    bytes of the run spec, whose BLAKE3 digest is ``run``. ``guests_max``: how many of other runs may visit at once.
     """
 
     def __init__(
@@ -101,7 +103,9 @@ class Links:
         bootstrap: Sequence[str],
         limits: Limits,
         rng: random.Random,
+        guests_max: int = 0,
     ) -> None:
+        self.visits = Visits(transport, guests_max=guests_max)
         self._transport = transport
         self._book = book
         self._ledger = ledger
@@ -114,7 +118,7 @@ class Links:
         self._connected_s: dict[PeerId, float] = {}
         self._used_s: dict[PeerId, float] = {}
         """When a connected peer was last reached for."""
-        self._greeted: set[PeerId] = set()
+        self._greeted = PeerEvents(limits.peer_events_max)
         self._dialling: set[PeerId] = set()
         self._own_choices = -(-limits.links_target // 3)
         self._wake = trio.Event()
@@ -126,7 +130,15 @@ class Links:
     @property
     def neighbours(self) -> list[PeerId]:
         """Connected peers of our run, sorted."""
-        return sorted(self._greeted & self._transport.peers())
+        return sorted(self.peers())
+
+    def peers(self) -> frozenset[PeerId]:
+        """The same as a set: as Company, links are those that have been greeted."""
+        return self._greeted.connected & self._transport.peers()
+
+    def peer_events(self) -> trio.MemoryReceiveChannel[PeerEvent]:
+        """A new subscription to neighbours coming and going."""
+        return self._greeted.subscribe()
 
     @property
     def problem(self) -> str:
@@ -163,6 +175,7 @@ class Links:
         Waits while every connection there may be is in use.
         """
         self._used_s[peer] = trio.current_time()
+        await self.visits.wait_over(peer)
         if peer in self._transport.peers():
             return
         record = self._book.record(peer)
@@ -175,9 +188,9 @@ class Links:
         if peer not in self._transport.peers():
             raise PeerUnreachable(f"{peer} did not answer at {', '.join(record.addresses)}")
 
-    def try_soon(self, record: PeerRecord) -> None:
+    def try_soon(self, record: PeerRecord, source: AddressSource) -> None:
         """A hint from outside of the swarm: ``record`` may be a member, which a dial and a greeting will tell."""
-        if self._book.add(record.peer, record.addresses, "lan"):
+        if self._book.add(record.peer, record.addresses, source):
             self._wake.set()
 
     # --- the set of links -------------------------------------------------------------------------------------
@@ -185,14 +198,16 @@ class Links:
     async def _follow_events(self, events: trio.MemoryReceiveChannel[PeerEvent]) -> None:
         async for event in events:
             if isinstance(event, PeerDown):
-                self._forget(event.peer)
-                log.info("disconnected", peer=event.peer, reason=event.reason)
+                if event.peer in self._greeted.connected:
+                    log.info("disconnected", peer=event.peer, reason=event.reason)
+                self._forget(event.peer, event.reason, broken=event.broken)
             self._wake.set()
 
-    def _forget(self, peer: PeerId) -> None:
+    def _forget(self, peer: PeerId, reason: str = "gone", *, broken: bool = False) -> None:
         self._connected_s.pop(peer, None)
         self._used_s.pop(peer, None)
-        self._greeted.discard(peer)
+        self._greeted.down(peer, reason, broken=broken)
+        self.visits.left(peer)
 
     async def _keep(self, nursery: trio.Nursery) -> None:
         while True:
@@ -203,14 +218,19 @@ class Links:
             await self._let_go(unused_s=UNUSED_S)
             for peer in sorted(self._transport.peers() - self._connected_s.keys()):
                 self._connected_s[peer] = trio.current_time()
-                nursery.start_soon(self._greet, peer)
-            peers = self._transport.peers()
+                if not self.visits.is_host(peer):
+                    nursery.start_soon(self._greet, peer)
+            peers = self._links()
             lacking = self._limits.links_target - len(peers | self._dialling)
             if lacking > 0:
                 self._dial_some(nursery, lacking)
                 settled = False
             else:
-                settled = not self._choose_some(nursery) and peers <= self._greeted and not self._crowded()
+                settled = (
+                    not self._choose_some(nursery)
+                    and peers <= self._greeted.connected
+                    and not self._crowded()
+                )
             with trio.move_on_after(CALM_LOOK_S if settled else LOOK_S):
                 await self._wake.wait()
 
@@ -246,9 +266,13 @@ class Links:
 
     def _chosen(self) -> dict[PeerId, str]:
         """The peers that we have dialled, and where, those connected for longest first."""
-        dialled = {peer: self._transport.dialled(peer) for peer in self._transport.peers()}
+        dialled = {peer: self._transport.dialled(peer) for peer in self._links()}
         chosen = {peer: address for peer, address in dialled.items() if address is not None}
         return {peer: chosen[peer] for peer in sorted(chosen, key=self._age_order)}
+
+    def _links(self) -> set[PeerId]:
+        """The connected peers, those left out that are here, or we there, for a question only."""
+        return {peer for peer in self._transport.peers() if not self.visits.is_stranger(peer)}
 
     def _age_order(self, peer: PeerId) -> tuple[float, PeerId]:
         return self._connected_s.get(peer, trio.current_time()), peer
@@ -269,7 +293,10 @@ class Links:
         for peer in sorted(self._transport.peers()):
             if self._ledger.banned(peer):
                 await self._transport.disconnect(peer, f"banned: {self._ledger.last_problem(peer)}")
-            elif peer not in self._greeted and now_s - self._connected_s.get(peer, now_s) > HELLO_WAIT_S:
+            elif (
+                peer not in self._greeted.connected
+                and now_s - self._connected_s.get(peer, now_s) > HELLO_WAIT_S
+            ):
                 await self._transport.disconnect(peer, "no greeting")
 
     async def _let_go(self, *, unused_s: float) -> None:
@@ -302,6 +329,8 @@ class Links:
             theirs = await self._ask(peer, self._hello(), Hello)
             self._check(theirs)
         except CallRefused as refused:
+            if refused.code == "wrong-run" and self.visits.admit(peer):
+                return
             self._last_refusal = f"{peer} refused us: {refused.what}"
             await self._part(peer, refused.code if refused.code in REFUSALS else "refused", refused.what)
         except MalformedMessage as error:
@@ -319,7 +348,7 @@ class Links:
 
     async def _part(self, peer: PeerId, reason: str, detail: str) -> None:
         self._ledger.note(peer, reason, detail)
-        self._book.failed(peer, detail, trio.current_time())
+        self._book.failed(peer, detail, trio.current_time(), for_good=reason == "wrong-run")
         await self._transport.disconnect(peer, detail)
 
     def _check(self, hello: Hello) -> None:
@@ -336,8 +365,10 @@ class Links:
         self._book.add(peer, hello.addresses, "hello")
         self._book.succeeded(peer)
         self._last_refusal = ""
-        if peer not in self._greeted:
-            self._greeted.add(peer)
+        if self.visits.is_host(peer):
+            return
+        if peer not in self._greeted.connected:
+            self._greeted.up(peer, outbound=self._transport.dialled(peer) is not None)
             log.info("connected", peer=peer, agent=hello.agent)
 
     async def _ask_for_peers(self, peer: PeerId) -> None:
@@ -386,7 +417,7 @@ class Links:
             self._book.name_anchors(
                 (peer, address)
                 for peer, address in self._chosen().items()
-                if peer in self._greeted and self._connected_s.get(peer, math.inf) <= latest_s
+                if peer in self._greeted.connected and self._connected_s.get(peer, math.inf) <= latest_s
             )
             try:
                 await self._book.save()

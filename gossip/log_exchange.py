@@ -24,7 +24,7 @@ from gossip.record_logs import RecordLogs
 from p2p.errors import CallRefused, CallTimeout, MalformedMessage, TransportError
 from p2p.limits import Limits
 from p2p.rpc import call, serve_calls
-from p2p.transport import PeerId, Transport
+from p2p.transport import Company, PeerId, Transport
 
 HOLLOW_MAX = 64
 """Logs of which a peer tells and sends nothing, before a round with it ends."""
@@ -47,8 +47,11 @@ class LogExchange:
         ledger: PeerLedger,
         limits: Limits,
         take: Callable[[Sequence[bytes], PeerId], bool],
+        company: Company,
     ) -> None:
-        """``take(batches, sender)`` hands batches to the table; it returns whether any was news."""
+        """``take(batches, sender)`` hands batches to the table; it returns whether any was news. ``company`` is
+        answered."""
+        self._company = company
         self._transport = transport
         self._logs = logs
         self._ledger = ledger
@@ -76,6 +79,8 @@ class LogExchange:
     async def _answer(self, peer: PeerId, request: WantHeads | WantBatches) -> Message:
         if self._ledger.banned(peer):
             raise CallRefused("banned", "not now")
+        if peer not in self._company.peers():
+            raise CallRefused("not-greeted", "whose run that is, the greeting says")
         match request:
             case WantHeads(digest=digest):
                 return Heads(rows=b"" if digest == self._logs.digest() else self._logs.rows())

@@ -39,7 +39,7 @@ from p2p.errors import MalformedMessage, ProtocolUnsupported, TransportError
 from p2p.flow import FlowStream
 from p2p.frames import receive_message, send_message
 from p2p.limits import Limits
-from p2p.transport import PeerDown, PeerId, PeerUp, Transport
+from p2p.transport import Company, PeerDown, PeerId, PeerUp, Transport
 
 QUEUE_MAX = 256
 """Messages that wait for one neighbour; one that is slower than that is told to compare instead."""
@@ -91,8 +91,11 @@ class LogSpread:
         limits: Limits,
         rng: random.Random,
         changed: Callable[[], None],
+        company: Company | None = None,
     ) -> None:
-        """``changed()`` is called when the table holds something new; it must not block."""
+        """``changed()`` is called when the table holds something new; it must not block. ``company``: the neighbours,
+        all that are connected unless it says otherwise."""
+        self._company = company or transport
         self._transport = transport
         self._logs = logs
         self._ledger = ledger
@@ -110,7 +113,12 @@ class LogSpread:
         self._waits_until_still = False
         self._nursery: trio.Nursery | None = None
         self.exchange = LogExchange(
-            transport=transport, logs=logs, ledger=ledger, limits=limits, take=self._take_asked
+            transport=transport,
+            logs=logs,
+            ledger=ledger,
+            limits=limits,
+            take=self._take_asked,
+            company=self._company,
         )
         self.duplicates = 0
         """Batches that were pushed here although they were known."""
@@ -119,9 +127,9 @@ class LogSpread:
         """Serve, push and compare until cancelled."""
         self._transport.serve(LOG_PROTOCOL, self._listen)
         self.exchange.serve()
-        events = self._transport.peer_events()
+        events = self._company.peer_events()
         async with trio.open_nursery() as self._nursery:
-            for peer in sorted(self._transport.peers()):
+            for peer in sorted(self._company.peers()):
                 self._met(peer)
             async for event in events:
                 match event:
@@ -343,7 +351,7 @@ class LogSpread:
 
     async def _listen(self, peer: PeerId, stream: FlowStream) -> None:
         try:
-            while not self._ledger.banned(peer):
+            while not self._ledger.banned(peer) and peer in self._company.peers():
                 message = await receive_message(
                     stream, Push | Quiet | Loud | Compare, bytes_max=self._limits.frame_bytes_max
                 )

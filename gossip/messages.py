@@ -25,6 +25,7 @@ PAIR_PROTOCOL = ProtocolName("/gossamer/pair/1")
 MERGE_PROTOCOL = ProtocolName("/gossamer/merge/1")
 LOG_PROTOCOL = ProtocolName("/gossamer/log/1")
 LOG_SYNC_PROTOCOL = ProtocolName("/gossamer/log-sync/1")
+DHT_PROTOCOL = ProtocolName("/gossamer/dht/1")
 
 Hash = Annotated[bytes, Meta(min_length=32, max_length=32)]
 """A BLAKE3-256 digest."""
@@ -210,6 +211,66 @@ class Notices(Message, frozen=True):
     """The notices that were asked for, as far as they are held and fit."""
 
     notices: Annotated[list[PackedNotice], Meta(max_length=256)]
+
+
+# --- the hash table: who takes part in a run, asked of nodes of any run ---------------------------------------
+
+
+DHT_BUCKET_MAX = 8
+"""k: contacts in one bucket of a routing table, peers named in one answer, holders of one record."""
+DHT_RECORDS_TOLD_MAX = 16
+
+DhtAddresses = Annotated[list[Address], Meta(min_length=1, max_length=8)]
+
+
+class DhtContact(Message, frozen=True):
+    """A node of the hash table, and where it can be dialled."""
+
+    peer: PeerText
+    addresses: DhtAddresses
+
+
+class ProviderRecord(Message, frozen=True):
+    """``peer`` takes part in the run that ``key`` stands for, and can be dialled there until the record expires.
+
+    The signature's purpose is ``gossamer/provider/1`` and its payload the canonical bytes of a ProviderClaim.
+    """
+
+    key: Hash
+    peer: PeerText
+    addresses: DhtAddresses
+    expires_unix_s: Count
+    signature: Signature
+
+
+class ProviderClaim(Message, frozen=True):
+    """What the signature of a ProviderRecord covers: all the rest of it."""
+
+    key: Hash
+    peer: PeerText
+    addresses: DhtAddresses
+    expires_unix_s: Count
+
+
+class Find(Message, frozen=True):
+    """Ask for the records of ``key``, and for contacts closer to it. Answered by Found."""
+
+    key: Hash
+    addresses: Annotated[list[Address], Meta(max_length=8)]
+    """Where the asker answers such questions itself; none if it does not."""
+
+
+class Found(Message, frozen=True):
+    """Some of the records that are held, and of the contacts known those closest to the key."""
+
+    records: Annotated[list[ProviderRecord], Meta(max_length=DHT_RECORDS_TOLD_MAX)]
+    closer: Annotated[list[DhtContact], Meta(max_length=DHT_BUCKET_MAX)]
+
+
+class Provide(Message, frozen=True):
+    """Hold this record, which is the sender's own. Answered by Noted."""
+
+    record: ProviderRecord
 
 
 # --- records: one-byte mode, what peers learned as signed, hash-chained batches -----------------------------------

@@ -68,6 +68,12 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         tuple[str, ...],
         _about("Connect with these peer ids and nobody else; all, when none is named.", max_length=1024),
     ] = ()
+    dht: Annotated[
+        bool,
+        _about(
+            "Be found by who knows the run's id, and find others, through nodes of any run; needs one to begin with."
+        ),
+    ] = True
     device: Annotated[str, _about("Where to train: auto, cpu, cuda, cuda:1 or mps.")] = "auto"
     threads: Annotated[
         int, _about("Processor threads for training; 0 leaves the choice to torch.", ge=0, le=1024)

@@ -1,27 +1,34 @@
 """Contact: in touch with one run's swarm. What a member and a rendezvous have in common.
 
-Owns the parts that find, hear and pass on: ledger, notices, members, address book, links, reconciliation, and what goes
-between them. Says nothing of its own: who publishes a heartbeat is a member, and only ``node.node`` does.
+Owns the parts that find, hear and pass on: ledger, notices, members, address book, links, reconciliation, hash table,
+and what goes between them. Says nothing of its own: who publishes a heartbeat is a member, and only ``node.node`` does.
 """
 
 from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import trio
 
-from gossip.address_book import AddressBook
+from gossip.address_book import AddressBook, parse_peer_address
 from gossip.anti_entropy import AntiEntropy
+from gossip.dht import Dht
+from gossip.dht_search import SEEDS_MAX, DhtSearch
+from gossip.dht_table import run_key
 from gossip.disk import Disk
 from gossip.ledger import PeerLedger
 from gossip.links import Links
 from gossip.members import MemberTable
 from gossip.messages import Heartbeat, Message
 from gossip.notices import NoticeTable
+from gossip.visits import GUESTS_MAX
 from node.runtime import ContactOptions
 from p2p.identity import Signer
-from p2p.transport import PeerDown, PeerEvent, PeerId, PeerUp, Transport
+from p2p.limits import Limits
+from p2p.transport import PeerDown, PeerEvent, PeerId, PeerRecord, PeerUp, Transport
 from training.run_spec import RunSpec, canonical_bytes, run_id
 
 
@@ -41,6 +48,7 @@ class Contact:
         options: ContactOptions,
         spec: RunSpec,
         incarnation: int,
+        wall_time_s: Callable[[], float],
     ) -> None:
         """``incarnation``: of the notices that this peer publishes, if it does."""
         self.spec = spec
@@ -64,6 +72,7 @@ class Contact:
             bootstrap=options.bootstrap,
             limits=limits,
             rng=rng,
+            guests_max=GUESTS_MAX if options.dht else 0,
         )
         self.anti_entropy = AntiEntropy(
             transport=transport,
@@ -72,7 +81,10 @@ class Contact:
             limits=limits,
             rng=rng,
             pace=self.pace,
+            company=self.links,
         )
+        self._bootstrap = bootstrap_records(options.bootstrap, limits)
+        self.dht = self._build_dht(signer, rng, wall_time_s) if options.dht else None
         self.began_s = trio.current_time()
 
     def refusals(self) -> dict[str, int]:
@@ -88,6 +100,40 @@ class Contact:
         nursery.start_soon(self.links.run)
         nursery.start_soon(self.anti_entropy.run)
         nursery.start_soon(self._follow_connections, self.transport.peer_events())
+        if self.dht is not None:
+            nursery.start_soon(self.dht.run)
+
+    def _build_dht(self, signer: Signer, rng: random.Random, wall_time_s: Callable[[], float]) -> Dht:
+        search = DhtSearch(
+            transport=self.transport,
+            visits=self.links.visits,
+            signer=signer,
+            ledger=self.ledger,
+            limits=self.limits,
+            wall_time_s=wall_time_s,
+            seeds=self._dht_seeds,
+            addresses=self.transport.local.addresses[: self.limits.addresses_per_peer_max],
+        )
+        return Dht(
+            transport=self.transport,
+            search=search,
+            signer=signer,
+            ledger=self.ledger,
+            limits=self.limits,
+            rng=rng,
+            wall_time_s=wall_time_s,
+            key=run_key(self.run_id),
+            hint=partial(self.links.try_soon, source="dht"),
+            is_alone=lambda: not self.links.neighbours,
+        )
+
+    def _dht_seeds(self) -> Iterator[PeerRecord]:
+        """Whom to begin with, of any run: without any of them there is no hash table to take part in."""
+        yield from self._bootstrap
+        for peer in self.links.neighbours:
+            if (record := self.book.record(peer)) is not None:
+                yield record
+        yield from self.book.due(SEEDS_MAX, exclude=(), now_s=trio.current_time())
 
     def _heed(self, author: PeerId, kind: str, body: Message | None) -> None:
         """Heartbeats, however they arrive, are for the member table and the mode."""
@@ -106,3 +152,9 @@ class Contact:
                     self.members.connected(peer)
                 case PeerDown(peer=peer, broken=True):
                     self.members.disconnected(peer)
+
+
+def bootstrap_records(bootstrap: Sequence[str], limits: Limits) -> list[PeerRecord]:
+    """The peers that texts like ``ADDRESS/p2p/PEER`` name. Raises AddressError."""
+    parsed = (parse_peer_address(text, chars_max=limits.address_chars_max) for text in bootstrap)
+    return [PeerRecord(peer, (address,)) for peer, address in parsed]

@@ -103,6 +103,7 @@ async def _live(
             limits=around.limits,
             allowed=around.allowed,
             swarm_key=around.swarm_key,
+            dht=config.dht and around.swarm_key is None,
         )
         node: Node
         if isinstance(learner, OneByteLearner):

@@ -75,6 +75,7 @@ class Node(Contact, abc.ABC):
             options=options,
             spec=spec,
             incarnation=state.incarnation,
+            wall_time_s=runtime.wall_time_s,
         )
         self.runtime = runtime
         self._agent = options.agent

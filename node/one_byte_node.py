@@ -79,6 +79,7 @@ class OneByteNode(Node):
             limits=options.limits,
             rng=runtime.rng,
             changed=self._news,
+            company=self.links,
         )
         self.snapshots = RecordSnapshots(
             local=self.local,

@@ -10,6 +10,7 @@ to a merge, named in a roster or counted for a quorum: no member has to know tha
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import trio
 
@@ -33,6 +34,7 @@ class Rendezvous(Contact):
         rng: random.Random,
         options: ContactOptions,
         spec: RunSpec,
+        wall_time_s: Callable[[], float],
     ) -> None:
         super().__init__(
             transport=transport,
@@ -42,6 +44,7 @@ class Rendezvous(Contact):
             options=options,
             spec=spec,
             incarnation=0,
+            wall_time_s=wall_time_s,
         )
         self._stopping = trio.Event()
 

@@ -81,8 +81,10 @@ async def _live(
                 limits=around.limits,
                 allowed=around.allowed,
                 swarm_key=around.swarm_key,
+                dht=config.dht and around.swarm_key is None,
             ),
             spec=around.spec,
+            wall_time_s=wall_time_s,
         )
         async with trio.open_nursery() as nursery:
             commands = RendezvousCommands(rendezvous, name=config.name, stop_now=nursery.cancel_scope.cancel)

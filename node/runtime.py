@@ -25,7 +25,7 @@ class Runtime:
     signer: Signer
     rng: random.Random
     wall_time_s: Callable[[], float]
-    """Seconds since the epoch; read only for invite expiry and display."""
+    """Seconds since the epoch; read only for the expiry of invites and provider records, and for display."""
     costs: Costs
 
 
@@ -42,6 +42,8 @@ class ContactOptions:
     """With whom it may deal; none named means all."""
     swarm_key: SwarmKey | None = None
     """Of its private swarm, for invites; the transport has its own copy."""
+    dht: bool = False
+    """Whether to take part in the hash table."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

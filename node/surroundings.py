@@ -17,18 +17,18 @@ from pathlib import Path
 import structlog
 import trio
 
-from gossip.address_book import check_address, parse_peer_address
+from gossip.address_book import check_address
 from gossip.links import Links
-from gossip.newcomer import fetch_spec
 from node.config import NodeConfig
 from node.disk import LocalDisk
 from node.home import Home
 from node.lan import LanSearch
 from node.metrics import MetricsPage
 from node.metrics_server import listen_for_metrics, serve_metrics
+from node.newcomer import Newcomer
 from node.status import NodeStatus
 from node.version import VERSION
-from p2p.errors import GossamerError, PeerUnreachable, ProtocolUnsupported
+from p2p.errors import GossamerError
 from p2p.identity import Identity
 from p2p.libp2p_transport import open_libp2p
 from p2p.limits import Limits
@@ -41,10 +41,6 @@ log = structlog.get_logger()
 
 SPEC_FILE = "spec.cbor"
 AGENT = f"gossamer/{VERSION}"
-LAN_WAIT_S = 15.0
-"""For somebody on the local network who knows the run, where only its id is known here."""
-STARTING_ATTEMPTS, STARTING_RETRY_S = 40, 1.5
-"""A minute for a peer that is up and answers nothing yet, because it is just starting itself."""
 
 Found = trio.MemoryReceiveChannel[PeerRecord]
 
@@ -116,7 +112,15 @@ async def open_surroundings(
                 services.start_soon(search.run)
                 found = search.found
             if spec is None:
-                spec, bootstrap = await _learn_spec(home, transport, run, bootstrap, limits, found)
+                spec = await _stored_spec(home, run)
+            if spec is None:
+                newcomer = Newcomer(
+                    run=run, transport=transport, signer=identity, limits=limits, wall_time_s=wall_time_s
+                )
+                data, giver = await newcomer.fetch_spec(
+                    bootstrap, found, dht=config.dht and swarm_key is None
+                )
+                spec, bootstrap = spec_from_bytes(data), list(dict.fromkeys([*bootstrap, giver]))
             check_startable(spec)
             disk = LocalDisk(home.run_folder(run))
             await disk.write_atomic(SPEC_FILE, canonical_bytes(spec))
@@ -149,7 +153,7 @@ async def serve_status(listener: trio.SocketListener, look: Callable[[], NodeSta
 async def follow_lan(found: Found, links: Links) -> None:
     """Have a node try whoever the local network announces, until cancelled."""
     async for record in found:
-        links.try_soon(record)
+        links.try_soon(record, "lan")
 
 
 async def obey_signals(stop: Callable[[], None], scope: trio.CancelScope) -> None:
@@ -176,59 +180,10 @@ def _tell_who_may_connect(key_file: Path | None, allowed: Collection[PeerId]) ->
         log.info("allow-list: nobody else is connected", peers=len(allowed))
 
 
-async def _learn_spec(
-    home: Home,
-    transport: Transport,
-    run: bytes,
-    bootstrap: Sequence[str],
-    limits: Limits,
-    found: Found | None,
-) -> tuple[RunSpec, Sequence[str]]:
-    """The spec of ``run``, and ``bootstrap`` with the peer that gave it, if that is not in there."""
+async def _stored_spec(home: Home, run: bytes) -> RunSpec | None:
+    """The spec of ``run`` as an earlier life has left it."""
     stored = home.run_folder(run) / SPEC_FILE
-    if stored.exists():
-        spec = spec_from_bytes(await trio.Path(stored).read_bytes())
-        if run_id(spec) == run:
-            return spec, bootstrap
-    data, giver = await _fetch_spec(transport, run, bootstrap, limits, found)
-    return spec_from_bytes(data), bootstrap if giver in bootstrap else [*bootstrap, giver]
-
-
-async def _fetch_spec(
-    transport: Transport, run: bytes, bootstrap: Sequence[str], limits: Limits, found: Found | None
-) -> tuple[bytes, str]:
-    """The spec named ``run``, and who gave it: the first to answer of ``bootstrap`` and of the local network."""
-    answers: list[tuple[bytes, str]] = []
-    failures: list[str] = []
-
-    async def ask(record: PeerRecord) -> None:
-        text = f"{record.addresses[0]}/p2p/{record.peer}"
-        for attempt in range(1, STARTING_ATTEMPTS + 1):
-            try:
-                await transport.connect(record)
-                data = await fetch_spec(transport, record.peer, run, timeout_s=limits.call_timeout_s)
-                answers.append((data, text))
-                nursery.cancel_scope.cancel()
-            except GossamerError as error:
-                if isinstance(error, ProtocolUnsupported) and attempt < STARTING_ATTEMPTS:
-                    await trio.sleep(STARTING_RETRY_S)
-                    continue
-                failures.append(f"{text}: {error.what}")
-            return
-
-    async with trio.open_nursery() as nursery:
-        for text in bootstrap:
-            peer, address = parse_peer_address(text, chars_max=limits.address_chars_max)
-            nursery.start_soon(ask, PeerRecord(peer, (address,)))
-        if found is not None:
-            with trio.move_on_after(LAN_WAIT_S):
-                async for record in found:
-                    nursery.start_soon(ask, record)
-    if not answers:
-        nobody = "no bootstrap address was given" if found is None else "nobody on the local network has it"
-        raise PeerUnreachable(
-            "nobody could be reached who knows this run",
-            why="; ".join(failures) or nobody,
-            fix="check the addresses and the firewall, or ask for a fresh invite",
-        )
-    return answers[0]
+    if not stored.exists():
+        return None
+    spec = spec_from_bytes(await trio.Path(stored).read_bytes())
+    return spec if run_id(spec) == run else None

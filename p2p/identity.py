@@ -10,6 +10,7 @@ Signatures are made over ``purpose || 0x00 || payload``: bytes signed for one pu
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Protocol
 
@@ -24,6 +25,8 @@ from p2p.transport import PeerId
 
 # identity multihash (0x00), 36 bytes: protobuf PublicKey{Type=Ed25519, Data=32 bytes}
 _PEER_ID_PREFIX = bytes([0x00, 0x24, 0x08, 0x01, 0x12, 0x20])
+IDS_REMEMBERED = 1 << 12
+"""Base58 is slow, and the same ids are named again and again."""
 
 
 class Signer(Protocol):
@@ -131,6 +134,16 @@ def public_key_of(peer: PeerId) -> bytes:
     if len(key) != 32 or peer_id_of(key) != peer:
         raise ValueError(f"{peer!r} is not an Ed25519 peer id")
     return key
+
+
+@functools.lru_cache(maxsize=IDS_REMEMBERED)
+def is_peer_id(text: str) -> bool:
+    """Whether ``public_key_of`` lets it pass."""
+    try:
+        public_key_of(PeerId(text))
+    except ValueError:
+        return False
+    return True
 
 
 def _signed_bytes(purpose: str, payload: bytes) -> bytes:

@@ -87,7 +87,17 @@ class Traffic:
     """Made by others, by reason: ``swarm-key``, ``not-allowed``."""
 
 
-class Transport(Protocol):
+class Company(Protocol):
+    """Peers that come and go: all that are connected, or those of them that something is to be done with."""
+
+    def peers(self) -> frozenset[PeerId]:
+        """The peers that are here right now."""
+
+    def peer_events(self) -> trio.MemoryReceiveChannel[PeerEvent]:
+        """A new subscription to their coming and going; on overflow the oldest event is dropped."""
+
+
+class Transport(Company, Protocol):
     """What a node may ask of the network. Bounded, and allowed to lose, delay and disconnect."""
 
     @property

@@ -245,7 +245,7 @@ async def test_a_hint_from_the_local_network_is_dialled_at_once(world, autojump_
     async with world.node(first) as node, world.node(second):
         await trio.sleep(60)
         assert node.links.neighbours == []
-        node.links.try_soon(PeerRecord(second.peer, (address_of(second.peer),)))
+        node.links.try_soon(PeerRecord(second.peer, (address_of(second.peer),)), "lan")
         await wait_for(lambda: node.links.neighbours == [second.peer], timeout_s=1)
 
 

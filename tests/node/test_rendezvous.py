@@ -35,6 +35,7 @@ async def rendezvous_on(world: World, machine: Machine) -> AsyncIterator[Rendezv
             rng=random.Random(machine.number),
             options=ContactOptions(agent="netsim", limits=world.network.limits),
             spec=world.spec,
+            wall_time_s=trio.current_time,
         )
         nursery.start_soon(rendezvous.run)
         yield rendezvous
