@@ -65,6 +65,8 @@ EXPLORE_S = 20.0
 """Between dials beyond ``links_target``."""
 HELLO_WAIT_S = 15.0
 """A connection that is not greeted by then is closed; a newcomer may be fetching the spec until then."""
+PEERS_ASKED_AFTER_S = 0.5
+"""Between greeting a peer and asking it for others."""
 SAVE_S = 10.0
 SAVED_AT_ONCE = 100
 """Larger books are written less often."""
@@ -343,6 +345,8 @@ class Links:
             await self._transport.disconnect(peer, f"no greeting: {error.what}")
         else:
             self._welcome(peer, theirs)
+            # Whoever came at the same time as we did is told to it meanwhile.
+            await trio.sleep(PEERS_ASKED_AFTER_S)
             if len(self._transport.peers()) < self._limits.links_target:
                 await self._ask_for_peers(peer)
 

@@ -252,7 +252,7 @@ class MergeMember:
             # A proposer cannot know whose promise did not reach its disk.
             raise CallRefused("not-promised", "nothing was promised to this ballot here")
         check_record(record, link, self._shape, self._signer)
-        await self._work.foresee(record, [peer], request.timeout_s)
+        await self._work.foresee(record, request.timeout_s)
         return Noted()
 
     async def _on_accept(self, peer: PeerId, request: MergeAccept) -> Acknowledgement | Outbid | Elsewhere:

@@ -175,11 +175,11 @@ class MergeWork:
         if failures:
             raise failures[0]
 
-    async def foresee(self, record: MergeRecord, holders: Sequence[PeerId], timeout_s: float) -> None:
-        """Bring as many results as can be had, in case ``record`` is proposed; the last foreseen one alone."""
+    async def foresee(self, record: MergeRecord, timeout_s: float) -> None:
+        """Bring what their owners have of the results, in case ``record`` is proposed; the last foreseen one alone."""
         self._foreseeing.cancel()
         with trio.CancelScope() as self._foreseeing, contextlib.suppress(GossamerError):
-            await self.obtain(record, holders, timeout_s)
+            await self.obtain(record, (), timeout_s)
 
     async def verify_and_obtain(
         self, record: MergeRecord, disputed: Collection[int], holders: Sequence[PeerId], timeout_s: float

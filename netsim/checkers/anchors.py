@@ -33,6 +33,7 @@ from node.merge_values import Pledge as OwnPledge
 from training.outer_state import streams, updates_of
 from training.pieces import Pieces
 from training.run_spec import run_id
+from training.schedules import Schedule
 
 Values = npt.NDArray[np.float32]
 
@@ -89,6 +90,9 @@ class ExactAverage(Watcher):
         self._updates = updates_of(world.spec.outer)
         self._states: OrderedDict[bytes, list[tuple[Values, Values] | None]] = OrderedDict()
         """By record, where merges go by updates: anchor and momentum of each piece, as far as its update was seen."""
+        self._points: dict[bytes, int] = {}
+        """How many merge points lie behind the records whose states are known."""
+        self._points_all = len(Schedule.of(world.spec).merge_points)
 
     def attach(self, machine: Machine, node: GossipNode) -> None:
         """See the weights that are pledged, each committed record, and each anchor that is taken."""
@@ -156,7 +160,7 @@ class ExactAverage(Watcher):
                 np.frombuffer(data, np.float32) for ref in record.results if (data := self._bytes_of(ref))
             ]
             if len(at_rest) == len(pieces):
-                self._remember_state(name, [(values, np.zeros_like(values)) for values in at_rest])
+                self._remember_state(name, record, [(values, np.zeros_like(values)) for values in at_rest])
 
     def _check_result(
         self,
@@ -181,6 +185,12 @@ class ExactAverage(Watcher):
     def _check_updates(self, machine: Machine, pieces: Pieces, record: MergeRecord, name: bytes) -> None:
         """Whether each result is the state that its update leads to from the parent's."""
         assert self._updates is not None
+        grown, warmup = 1.0, self._updates.warmup
+        if warmup:
+            if record.parent not in self._points:
+                return
+            grown = min(1.0, self._points[record.parent] / self._points_all / warmup)
+        rate, memory = 1.0 + (self._updates.rate - 1.0) * grown, self._updates.memory * grown
         after = list(self._states.get(record.parent) or [None] * len(pieces))
         for piece, update in zip(record.moved, record.updates, strict=True):
             result, state, data = record.results[piece], after[piece], self._bytes_of(update)
@@ -189,19 +199,20 @@ class ExactAverage(Watcher):
                 after[piece] = None if told is None else halves(told)
                 continue
             delta = self._updates.codec.decode(data, pieces.size(piece)).numpy()
-            after[piece] = led_to = stepped(
-                *state, delta, rate=self._updates.rate, memory=self._updates.memory
-            )
+            after[piece] = led_to = stepped(*state, delta, rate=rate, memory=memory)
             if result != name_of(np.concatenate(led_to).tobytes()):
                 self.fail(
                     f"piece {piece} of record {short(name)} is not what its update leads to", machine.number
                 )
-        self._remember_state(name, after)
+        self._remember_state(name, record, after)
 
-    def _remember_state(self, name: bytes, state: list[tuple[Values, Values] | None]) -> None:
-        self._states[name] = state
+    def _remember_state(
+        self, name: bytes, record: MergeRecord, state: list[tuple[Values, Values] | None]
+    ) -> None:
+        self._states[name], self._points[name] = state, record.point
         while len(self._states) > LINKS_KEPT:
-            self._states.popitem(last=False)
+            forgotten, _ = self._states.popitem(last=False)
+            del self._points[forgotten]
 
     def _check_adoption(self, machine: Machine, pieces: Pieces, adoption: Adoption) -> None:
         parts = cut(pieces, adoption.anchor.numpy())
