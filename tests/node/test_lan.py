@@ -71,7 +71,9 @@ def test_what_is_not_near_by_is_ignored(
 
 
 @pytest.mark.parametrize(
-    "told", [b"", b"QmNotEd25519", PEER.encode() + b" ", b"\xff" * 52, PEER.encode() * 5000]
+    "told",
+    [b"", b"QmNotEd25519", PEER.encode() + b" ", b"\xff" * 52, PEER.encode() * 5000],
+    ids=["nothing", "another kind of key", "a space", "no text", "far too long"],
 )
 def test_what_names_no_peer_is_ignored(told: bytes) -> None:
     assert OPEN.heard(told) is None
