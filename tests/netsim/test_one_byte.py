@@ -240,17 +240,18 @@ async def test_a_peer_that_tells_two_histories_ends_alone(autojump_clock: object
 
 
 async def test_snapshots_are_certified_and_batches_below_them_let_go_of(autojump_clock: object) -> None:
-    async with world(7, 4, SNAPPING) as one:
+    longer = parse_run_spec(spec_as_toml(SNAPPING).replace("steps = 400", "steps = 1200"))
+    async with world(7, 4, longer) as one:
         await one.start_all()
         assert len(await all_finish(one, within_s=300)) == 1
         await trio.sleep(60)
         for node in nodes(one):
             certified = node.snapshots.certified
             assert certified is not None
-            assert certified.snapshot.records >= 1500
+            assert certified.snapshot.records >= 4500
             assert len(certified.certificate.votes) >= 2
-            assert sum(len(batch.records) for batch in node.logs.counting()) < 1300
-            assert node.logs.records == 4 * 400
+            assert sum(len(batch.records) for batch in node.logs.counting()) < 2400
+            assert node.logs.records == 4 * 1200
             found = await node.keeper.verify()
             assert found.comes_back
             assert found.counts_alike
