@@ -1,8 +1,9 @@
 """How long the shards of a merge are, piece by piece, and which pieces a merge moves.
 
-Owns the two forms that merges come in. In one, *weights* travel and their average is the result. In the other only the
-first record averages weights; after it *updates* travel, in a form that leaves much out, and whoever holds the anchor
-before makes the *state* after from them, which is the result. What any of these hold is the host's business.
+Owns the two forms that merges come in. In one, *weights* travel and their average is the result. In the other *updates*
+travel, in a form that leaves much out, and whoever holds the anchor before makes the *state* after from them, which is
+the result; the first record averages weights even there, unless all members begin with the same. What any of these hold
+is the host's business.
 
 Owns also whose turn it is where pieces move by turns: the first merge, the last one and those outside the schedule move
 all pieces, every other one those whose turn its point is.
@@ -18,12 +19,14 @@ from dataclasses import dataclass
 class MergeShape:
     """Bytes of the shards of each piece, in order; ``updates`` and ``states`` are empty where weights always travel.
 
-    ``turns``: the pieces of each turn, ascending; empty where every merge moves all. ``points``: the scheduled ones.
+    ``alike``: whether all members begin with the same weights, from which updates can start at once. ``turns``: the
+    pieces of each turn, ascending; empty where every merge moves all. ``points``: the scheduled ones.
     """
 
     weights: tuple[int, ...]
     updates: tuple[int, ...] = ()
     states: tuple[int, ...] = ()
+    alike: bool = False
     turns: tuple[tuple[int, ...], ...] = ()
     points: int = 0
 
@@ -40,7 +43,7 @@ class MergeShape:
 
     def by_update(self, *, first: bool) -> bool:
         """Whether updates travel; ``first``: to the first record of a run."""
-        return bool(self.updates) and not first
+        return bool(self.updates) and (self.alike or not first)
 
     def input_sizes(self, moved: Sequence[int], *, first: bool) -> list[int]:
         """What a contribution consists of."""

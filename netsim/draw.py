@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from netsim.attackers import ATTACKERS
 from netsim.links import LinkModel
@@ -35,7 +36,7 @@ from netsim.scenario import (
     Suspend,
     Throttle,
 )
-from training.spec_sections import OuterSpec
+from training.spec_sections import Init, OuterSpec
 
 ATTACKERS_DRAWN = tuple(sorted(ATTACKERS))
 """Hostile members that random faults may bring."""
@@ -74,16 +75,25 @@ class Plan:
     """When faults end and the liveness phase begins; the end of the run when there is none."""
     outer: OuterSpec | None
     """The run's outer step, where the scenario leaves it to the seed."""
+    init: Init | None
+    """Likewise, whether members begin alike."""
+
+    def of(self, scenario: Scenario) -> Scenario:
+        """``scenario`` with all that the seed has drawn for its run."""
+        run = scenario.run
+        return replace(scenario, run=replace(run, outer=self.outer or run.outer, init=self.init or run.init))
 
     def told(self) -> dict[str, Any]:
         """For people and results files."""
-        outer = {} if self.outer is None else {"outer": msgspec.to_builtins(self.outer)}
+        run: dict[str, Any] = {} if self.outer is None else {"outer": msgspec.to_builtins(self.outer)}
+        if self.init is not None:
+            run["init"] = self.init
         return {
             "faults": {kind: round(rate, 2) for kind, rate in self.rates.items()},
             "strikes": len(self.strikes),
             "churn_per_hour": round(self.churn_per_hour, 3),
             "calm_at_s": self.calm_at_s,
-        } | outer
+        } | run
 
 
 def generator(seed: int, *names: object) -> random.Random:
@@ -152,6 +162,7 @@ def plan(scenario: Scenario, seed: int) -> Plan:
         churn_per_hour=drawn(generator(seed, "churn"), scenario.churn.per_hour, logarithmic=True),
         calm_at_s=calm_at_s,
         outer=generator(seed, "outer").choice(scenario.outers) if scenario.outers else None,
+        init=generator(seed, "init").choice(scenario.inits) if scenario.inits else None,
     )
 
 

@@ -133,9 +133,7 @@ class _Run:
         progress: Callable[[float], None] | None,
     ) -> None:
         self._plan = draw.plan(scenario, seed)
-        if self._plan.outer is not None:
-            scenario = replace(scenario, run=replace(scenario.run, outer=self._plan.outer))
-        self._scenario = scenario
+        self._scenario = scenario = self._plan.of(scenario)
         self._seed = seed
         self._variant = variant
         self._until_s = until_s

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from training.run_spec import RunSpec
-from training.spec_sections import OuterSpec
+from training.spec_sections import Init, OuterSpec
 
 FORMAT = 1
 """Version of the schema; results carry it too."""
@@ -290,6 +290,8 @@ class Scenario(_Section, frozen=True, kw_only=True):
     run: RunSpec
     outers: Annotated[tuple[OuterSpec, ...], Meta(max_length=16)] = ()
     """Outer steps of which each seed draws one for the run; none: the run's own."""
+    inits: Annotated[tuple[Init, ...], Meta(max_length=2)] = ()
+    """Likewise, whether members begin alike."""
     network: NetworkSpec = NetworkSpec()
     machines: MachinesSpec = MachinesSpec()
     learner: LearnerSpec = LearnerSpec()

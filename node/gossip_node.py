@@ -69,6 +69,7 @@ class GossipNode(Node):
         self._exchanges_in, self._exchanges_out = trio.open_memory_channel[Exchange](1)
         limits = options.limits
         schedule = Schedule.of(spec)
+        updates, alike = updates_of(spec.outer), spec.init == "shared"
         self.checkpointer = Checkpointer(
             self.checkpoints,
             trainer=trainer,
@@ -91,7 +92,8 @@ class GossipNode(Node):
                 costs=runtime.costs,
                 store=self.store,
                 ledger=self.ledger,
-                updates=updates_of(spec.outer),
+                updates=updates,
+                alike=alike,
                 streaming=streams(spec.outer),
                 points=len(schedule.merge_points),
                 # Several owners of one piece must come to the same bytes, and owe different things.
@@ -103,6 +105,7 @@ class GossipNode(Node):
             is_elder=self._is_elder,
             adopted=adoptions_in.send_nowait,
             tokens_at_anchor=state.tokens_at_anchor,
+            initial=trainer.read() if updates and alike else None,
         )
         self.merger = Merger(
             transport=runtime.transport,

@@ -76,8 +76,11 @@ class NodeMergeHost:
         is_elder: Callable[[PeerId], bool],
         adopted: Callable[[Adoption], None],
         tokens_at_anchor: int,
+        initial: torch.Tensor | None,
     ) -> None:
-        """``genesis``: what the first record of the run names as the one before it."""
+        """``genesis``: what the first record of the run names as the one before it. ``initial``: the weights that all
+        members begin with, where updates of them can travel; None: they begin differently.
+        """
         self._local = local
         self._genesis = genesis
         self._trainer = trainer
@@ -104,12 +107,13 @@ class NodeMergeHost:
         self.tokens_at_anchor = tokens_at_anchor
         self._head = genesis
         """The record whose results are held as ``_state``."""
-        self._state: OuterState | None = None
+        self._state = None if initial is None else OuterState(initial, torch.zeros_like(initial))
+        """What the next merge starts from, if that is known to be the same for all."""
 
     @property
     def anchor(self) -> torch.Tensor | None:
         """Flat fp32 weights of the last committed merge, or None before the first."""
-        return None if self._state is None else self._state.anchor
+        return None if self._state is None or self._head == self._genesis else self._state.anchor
 
     @property
     def head(self) -> bytes:
@@ -134,7 +138,7 @@ class NodeMergeHost:
 
         None while the results of ``parent`` are not held here, when what is to be told is how far we came from them.
         """
-        if self.shape.updates and parent != self._head:
+        if self.shape.by_update(first=parent == self._genesis) and parent != self._head:
             return None
         state = self._state
         if parent not in self._pledges:
@@ -282,7 +286,7 @@ class NodeMergeHost:
 
     def _base_of(self, parent: bytes) -> OuterState | None:
         """What updates of the link after ``parent`` start from; None where weights travel. Raises GossamerError."""
-        if not self.shape.updates or parent == self._genesis:
+        if not self.shape.by_update(first=parent == self._genesis):
             return None
         if parent != self._head or self._state is None:
             raise GossamerError("the anchor that this merge builds on is not held here")

@@ -62,9 +62,9 @@ class Inputs:
 class MergeValues:
     """Makes and reads the shards of merges. ``updates`` is None where weights themselves always travel.
 
-    ``streaming``: whether merges but the last of the run's ``points`` move one fragment each. ``owes``: whether sums
-    that this node makes may include what it left out of earlier ones. Where several members make the same sum they must
-    not.
+    ``alike``: whether all members begin with the same weights. ``streaming``: whether merges but the first and the last
+    of the run's ``points`` move one fragment each. ``owes``: whether sums that this node makes may include what it left
+    out of earlier ones. Where several members make the same sum they must not.
     """
 
     def __init__(
@@ -76,6 +76,7 @@ class MergeValues:
         store: ShardStore,
         ledger: PeerLedger,
         updates: Updates | None,
+        alike: bool,
         streaming: bool,
         points: int,
         owes: bool,
@@ -95,7 +96,7 @@ class MergeValues:
         """Where updates of pieces of ``_applied_to`` have led to: a merge asks for it up to three times."""
         self._applied_to: OuterState | None = None
         self._points = points
-        self.shape = _shape(self.pieces, updates, streaming, points)
+        self.shape = _shape(self.pieces, updates, alike, streaming, points)
 
     async def offer(
         self, base: OuterState | None, pledge: Pledge, moved: Sequence[int], owner: str
@@ -243,7 +244,7 @@ class MergeValues:
         return await self._compute.run(work, lane="side", cost_s=self._costs.copy_s)
 
 
-def _shape(pieces: Pieces, updates: Updates | None, streaming: bool, points: int) -> MergeShape:
+def _shape(pieces: Pieces, updates: Updates | None, alike: bool, streaming: bool, points: int) -> MergeShape:
     sizes = pieces.sizes
     weights = tuple(FP32.size_bytes(size) for size in sizes)
     if updates is None:
@@ -252,6 +253,7 @@ def _shape(pieces: Pieces, updates: Updates | None, streaming: bool, points: int
         weights,
         updates=tuple(updates.codec.size_bytes(size) for size in sizes),
         states=tuple(state_bytes(size) for size in sizes),
+        alike=alike,
         turns=pieces.turns if streaming else (),
         points=points,
     )

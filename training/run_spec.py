@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 from blake3 import blake3
@@ -28,6 +28,7 @@ from training.spec_sections import (
     ExchangeSpec,
     GptSpec,
     HuggingFaceSpec,
+    Init,
     MergeSpec,
     MlpSpec,
     ModelSpec,
@@ -65,7 +66,7 @@ class RunSpec(Section, frozen=True):
 
     name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,47}\Z")]
     seed: Annotated[int, Meta(ge=0, le=2**53)] = 0
-    init: Literal["per-peer", "shared"] = "per-peer"
+    init: Init = "per-peer"
     """Whether each node draws its own initial weights or all draw the same."""
     model: ModelSpec = GptSpec()
     data: DataSpec = StdlibDataSpec()

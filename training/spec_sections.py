@@ -29,6 +29,7 @@ PHASE_MERGES_MAX = 10_000
 MixingRuleName = Literal["mean", "variance_corrected"]
 Wire = Literal["fp32", "bf16", "int8"]
 PartnerChoice = Literal["random", "fast"]
+Init = Literal["per-peer", "shared"]
 UpdateWire = Literal["fp32", "bf16", "int8", "e3m0", "top64"]
 
 
@@ -260,8 +261,9 @@ class PlainOuterSpec(Section, frozen=True, kw_only=True, tag_field="kind", tag="
 
 
 class NesterovSpec(Section, frozen=True, kw_only=True, tag_field="kind", tag="nesterov"):
-    """DiLoCo: the first merge averages weights; each after it moves the anchor by how far members have come from it on
-    average, with momentum (``training.outer_steps``). Only these differences travel."""
+    """DiLoCo: a merge moves the anchor, first of all the weights that all begin with, by how far members have come from
+    it on average, with momentum (``training.outer_steps``). Only these differences travel. Where all begin differently
+    the first merge averages weights."""
 
     rate: Annotated[float, Meta(gt=0, le=2)] = 0.7
     """eta, of the outer step."""

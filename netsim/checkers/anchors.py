@@ -30,7 +30,7 @@ from netsim.checkers.base import Machine, Report, Watcher, World, short
 from node.gossip_node import GossipNode
 from node.merge_host import Adoption
 from node.merge_values import Pledge as OwnPledge
-from training.outer_state import streams, updates_of
+from training.outer_state import OuterState, streams, updates_of
 from training.pieces import Pieces
 from training.run_spec import run_id
 from training.schedules import Schedule
@@ -90,6 +90,7 @@ class ExactAverage(Watcher):
         self._updates = updates_of(world.spec.outer)
         self._states: OrderedDict[bytes, list[tuple[Values, Values] | None]] = OrderedDict()
         """By record, where merges go by updates: anchor and momentum of each piece, as far as its update was seen."""
+        self._initial: Values | None = None
         self._points: dict[bytes, int] = {}
         """How many merge points lie behind the records whose states are known."""
         self._points_all = len(Schedule.of(world.spec).merge_points)
@@ -97,6 +98,7 @@ class ExactAverage(Watcher):
     def attach(self, machine: Machine, node: GossipNode) -> None:
         """See the weights that are pledged, each committed record, and each anchor that is taken."""
         host, pieces = node.merge_host, pieces_of(node)
+        self._begin_alike(machine, pieces, host._genesis, host._state)
         pledged: list[Values] = []
         self.after(host, "_pledge", lambda values: pledged.append(values.numpy().copy()))
 
@@ -114,19 +116,38 @@ class ExactAverage(Watcher):
         )
         self.after(host, "_adopted", lambda _, adoption: self._check_adoption(machine, pieces, adoption))
 
+    def _begin_alike(
+        self, machine: Machine, pieces: Pieces, genesis: bytes, initial: OuterState | None
+    ) -> None:
+        """Where the first updates are of the weights that all begin with, those are the same for all."""
+        if initial is None:
+            return
+        weights = initial.anchor.numpy().copy()
+        if self._initial is None:
+            self._initial = weights
+            at_rest = [(part, np.zeros_like(part)) for part in cut(pieces, weights)]
+            self._states[genesis], self._points[genesis] = list(at_rest), 0
+        elif not np.array_equal(self._initial, weights):
+            self.fail("begins with other weights than the rest", machine.number)
+
     def _take_pledge(self, machine: Machine, pieces: Pieces, parent: bytes, pledge: Pledge) -> None:
         parts = cut(pieces, pledge.values)
         expected = [name_of(parts[piece].tobytes()) for piece in pledge.contribution.moved]
         as_weights = [ref.size for ref in pledge.contribution.inputs] == [ref.size for ref in expected]
         if (
             pledge.contribution.peer != machine.identity.peer
-            or as_weights != (self._updates is None or parent == genesis_hash(run_id(self.world.spec)))
+            or as_weights != self._by_weights(parent)
             or (as_weights and pledge.contribution.inputs != expected)
         ):
             self.fail(
                 f"a contribution to link {short(parent)} that is not the weights pledged", machine.number
             )
         self._pledges.add(parent, pledge)
+
+    def _by_weights(self, parent: bytes) -> bool:
+        """Whether weights travel in the link after ``parent``."""
+        at_first = parent == genesis_hash(run_id(self.world.spec))
+        return self._updates is None or (at_first and self._initial is None)
 
     def _check_record(
         self, machine: Machine, pieces: Pieces, name: bytes, committed: CommittedRecord | None
@@ -365,7 +386,8 @@ class Rebase(Watcher):
         def rebase(
             anchor: torch.Tensor, stood: torch.Tensor | None, of: Sequence[int]
         ) -> Callable[[None], None]:
-            if not owns and stood is not None and stood is not host.anchor:
+            known = None if host._state is None else host._state.anchor
+            if not owns and stood is not None and stood is not known:
                 self.fail("reckons its progress from something else than its anchor", machine.number)
             before = trainer.read()
             expected = before.clone()
@@ -394,14 +416,16 @@ class Rebase(Watcher):
         self, node: GossipNode, pieces: Pieces, record: MergeRecord, pledge: Pledge, *, last: bool
     ) -> torch.Tensor:
         """The weights that others read in the bytes of a pledge, from the anchor before and these bytes alone."""
-        told, before = torch.from_numpy(pledge.values.copy()), node.merge_host.anchor
-        if self._updates is None or not record.updates or before is None or last:
+        told, state = torch.from_numpy(pledge.values.copy()), node.merge_host._state
+        if self._updates is None or not record.updates or state is None or last:
             return told
         contribution = pledge.contribution
         for piece, ref in zip(contribution.moved, contribution.inputs, strict=True):
             at = slice(*pieces.bounds[piece : piece + 2])
             if not self._updates.codec.lossless:
-                told[at] = before[at] - self._updates.codec.decode(node.store._cache[ref], pieces.size(piece))
+                told[at] = state.anchor[at] - self._updates.codec.decode(
+                    node.store._cache[ref], pieces.size(piece)
+                )
         return told
 
 

@@ -24,10 +24,10 @@ OFTEN = msgspec.structs.replace(
     SPEC, schedule=ScheduleSpec(preset="custom", phases=(PhaseSpec(until=1.0, merges=60),))
 )
 """A merge every ten seconds."""
-BY_UPDATES = msgspec.structs.replace(OFTEN, outer=NesterovSpec(wire="e3m0"))
-"""The same, and all but the first of them move the anchor by what members send in four bits."""
-STREAMED = msgspec.structs.replace(BY_UPDATES, outer=NesterovSpec(wire="int8", streaming=True))
-"""The same, a fragment at a time."""
+BY_UPDATES = msgspec.structs.replace(OFTEN, init="shared", outer=NesterovSpec(wire="e3m0"))
+"""The same, and they move the weights that all begin with, by what members send in four bits."""
+STREAMED = msgspec.structs.replace(OFTEN, outer=NesterovSpec(wire="int8", streaming=True))
+"""The first one averages weights; the others move a fragment each."""
 
 
 def everybody(world: World, besides: int) -> list[int]:
@@ -112,6 +112,22 @@ async def a_full_disk(world: World) -> None:
 @pytest.mark.parametrize("script", [calm, deaths_and_returns, rot, a_long_partition, a_full_disk])
 def test_the_checkers_are_silent_while_promises_are_kept(script: Script, spec: RunSpec) -> None:
     assert simulate(script, spec=spec) == []
+
+
+def test_those_who_begin_alike_merge_by_updates_from_the_first_on() -> None:
+    by_update: dict[int, bool] = {}
+
+    async def script(world: World) -> None:
+        node = (await world.start_all())[0]
+        for _ in range(45):
+            await trio.sleep(1)
+            if committed := node.merger.head_record:
+                by_update[committed.record.height] = bool(committed.record.updates)
+
+    for spec, first in ((BY_UPDATES, True), (STREAMED, False)):
+        by_update.clear()
+        assert simulate(script, spec=spec) == []
+        assert [by_update[height] for height in (1, 2, 3)] == [first, True, True]
 
 
 # --- something is -------------------------------------------------------------------------------------------------

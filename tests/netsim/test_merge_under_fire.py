@@ -208,6 +208,7 @@ def fiery(form: int, *, replicas: int) -> RunSpec:
     """A run of two merges in that form."""
     return msgspec.structs.replace(
         SPEC,
+        init="shared" if form == 1 else "per-peer",
         train=TrainSpec(steps=600),
         schedule=ScheduleSpec(preset="custom", phases=(PhaseSpec(until=1.0, merges=2),)),
         merge=msgspec.structs.replace(SPEC.merge, replicas=replicas),

@@ -308,7 +308,8 @@ def test_merges_are_at_least_one_and_not_too_many() -> None:
 
 def test_a_seed_draws_what_merges_send_where_the_scenario_leaves_it_to_it() -> None:
     kinds = ({"kind": "none"}, {"kind": "nesterov", "momentum": 0.5})
-    made = scenario(duration_s=60, merge_every_s=20, outers=kinds)
+    made = scenario(duration_s=60, merge_every_s=20, outers=kinds, inits=("per-peer", "shared"))
+    assert {plan(made, seed)["init"] for seed in range(8)} == {"per-peer", "shared"}
     told = {plan(made, seed)["outer"]["kind"] for seed in range(8)}
     assert told == {"none", "nesterov"}
     nesterov = next(seed for seed in range(8) if plan(made, seed)["outer"]["kind"] == "nesterov")
@@ -317,7 +318,7 @@ def test_a_seed_draws_what_merges_send_where_the_scenario_leaves_it_to_it() -> N
     assert moved.verdict == as_it_is.verdict == "passed"
     assert moved.summary["commits"] >= 2
     assert moved.trace != as_it_is.trace
-    assert "outer" not in plan(scenario(), 0)
+    assert not {"outer", "init"} & plan(scenario(), 0).keys()
 
 
 # --- machines ---------------------------------------------------------------------------------------------------
