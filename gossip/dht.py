@@ -27,6 +27,8 @@ from p2p.limits import Limits
 from p2p.rpc import serve_calls
 from p2p.transport import PeerId, PeerRecord, Transport
 
+SETTLE_S = 2.0
+"""Before the first announcement: whom links are made to in that time is asked over these, and not visited."""
 ANNOUNCE_S_MIN, ANNOUNCE_S_MAX, ANNOUNCE_GROWTH = 5.0, 900.0, 3.0
 """Between two announcements, longer each time. Four in the life of a record, so that a missed one is no loss."""
 TELL_AGAIN_S = 450.0
@@ -162,6 +164,7 @@ class Dht:
     # --- saying where we are, and finding our own ---------------------------------------------------------------------
 
     async def _keep_announced(self) -> None:
+        await trio.sleep(SETTLE_S * self._jitter())
         pause_s = ANNOUNCE_S_MIN
         while True:
             if len(self.search.table) < BUCKET_MAX or pause_s == ANNOUNCE_S_MAX:
