@@ -232,7 +232,11 @@ async def _swarm(
     trial: Trial, corpus: Corpus, seed: int, start: bytes | None, kind: type[_Examined], bits_per_s: float
 ) -> Outcome:
     def learner(machine: Machine) -> Learner:
-        return _trainer(kind, trial, corpus, machine.number, peer=machine.peer)
+        trainer = _trainer(kind, trial, corpus, machine.number, peer=machine.peer)
+        if start is not None:
+            # What all begin with, so that the first merge is a difference from it.
+            trainer.load(start)
+        return trainer
 
     async with (
         open_sim_network(random.Random(seed), link=LinkModel(latency_s=LATENCY_S)) as network,

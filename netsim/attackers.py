@@ -34,10 +34,11 @@ from node.gossip_node import GossipNode
 from node.snapshots import Snapshots
 from p2p.codec import decode
 from p2p.transport import PeerId
+from training.codecs.codec import Codec
 from training.codecs.plain import FP32
 from training.layout import TensorSpan
 from training.learner import Learner
-from training.outer_state import streams
+from training.outer_state import streams, updates_of
 from training.pieces import Pieces
 from training.schedules import Schedule
 
@@ -85,6 +86,11 @@ def one_tensor_five_times(values: Tensor, spans: Sequence[TensorSpan]) -> Tensor
     return values
 
 
+def turned_round(values: Tensor, _: Sequence[TensorSpan]) -> Tensor:
+    """Away from where everybody goes, and about as large as may be."""
+    return -2.5 * values
+
+
 def one_and_a_half_times(values: Tensor, _: Sequence[TensorSpan]) -> Tensor:
     """Such as might well be true."""
     return 1.5 * values
@@ -123,6 +129,7 @@ def _serving_forged_fragments(forge: Forge) -> Callable[[GossipNode], None]:
 def _contributing_forged_inputs(forge: Forge) -> Callable[[GossipNode], None]:
     def spoil(node: GossipNode) -> None:
         pieces = Pieces.of(node.trainer.layout, streaming=streams(node.spec.outer))
+        updates = updates_of(node.spec.outer)
 
         async def contribute(
             honest: Callable[[bytes, Sequence[int]], Awaitable[Contribution | None]],
@@ -133,9 +140,11 @@ def _contributing_forged_inputs(forge: Forge) -> Callable[[GossipNode], None]:
             if contribution is None:
                 return None
             await node.store.release("forged")
+            first = node.merger.head_record is None
             inputs = []
             for piece, ref in zip(moved, contribution.inputs, strict=True):
-                forged = _forged(await node.store.get(ref), forge, pieces.spans(piece))
+                codec = updates.codec if updates and node.merge_host.shape.by_update(first=first) else FP32
+                forged = _forged(await node.store.get(ref), forge, pieces, piece, codec)
                 inputs.append(await node.store.put(forged, owner="forged"))
             return replace(contribution, inputs=inputs)
 
@@ -144,9 +153,13 @@ def _contributing_forged_inputs(forge: Forge) -> Callable[[GossipNode], None]:
     return spoil
 
 
-def _forged(data: bytes, forge: Forge, spans: Sequence[TensorSpan]) -> bytes:
-    """Weights, differences or a state, all of them fp32, with the forgery in them."""
-    return FP32.encode(forge(FP32.decode(data, len(data) // 4), spans))
+def _forged(data: bytes, forge: Forge, pieces: Pieces, piece: int, codec: Codec = FP32) -> bytes:
+    """Weights, differences or a state with the forgery in them."""
+    count = len(data) // 4 if codec is FP32 else pieces.size(piece)
+    forged = forge(codec.decode(data, count), pieces.spans(piece))
+    # What a codec does not take could not be sent in it.
+    fits = codec is not FP32 and len(forged) == count and bool(torch.isfinite(forged).all())
+    return codec.encode(forged) if fits else FP32.encode(forged)
 
 
 def _publishing_forged_sums(forge: Forge) -> Callable[[GossipNode], None]:
@@ -160,7 +173,7 @@ def _publishing_forged_sums(forge: Forge) -> Callable[[GossipNode], None]:
             inputs: Sequence[tuple[PeerId, ShardRef, int]],
         ) -> PieceResult:
             result = await honest(parent, piece, inputs)
-            forged = _forged(await node.store.get(result.shard), forge, pieces.spans(piece))
+            forged = _forged(await node.store.get(result.shard), forge, pieces, piece)
             return replace(result, shard=await node.store.put(forged))
 
         _instead(node.merge_host, "sum_piece", sum_piece)
@@ -255,6 +268,11 @@ ATTACKERS: Mapping[str, Attacker] = MappingProxyType(
             "variance",
             _serving_forged_fragments(one_tensor_five_times),
         ),
+        "turned-fragments": Attacker(
+            "snapshots turned round, as large as may be",
+            "far",
+            _serving_forged_fragments(turned_round),
+        ),
         "rotten-shards": Attacker("bytes that are not what they are called", "hash", _serve_rotten_shards),
         "scrambled-signatures": Attacker("signatures that prove nothing", "signature", _scramble_signatures),
         "replays": Attacker("others' old notices, over and over", "", _replay_old_notices),
@@ -279,6 +297,11 @@ ATTACKERS: Mapping[str, Attacker] = MappingProxyType(
             "contributions to merges a million times as large",
             "norm",
             _contributing_forged_inputs(a_million_times),
+        ),
+        "turned-inputs": Attacker(
+            "contributions to merges turned round, as large as may be",
+            "opposed",
+            _contributing_forged_inputs(turned_round),
         ),
         "wrong-sums": Attacker(
             "sums of merges one and a half times as large; noticed where merge.replicas is 2 or more",

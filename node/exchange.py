@@ -4,13 +4,13 @@ Owns the order of an exchange. Never stops training: weights are changed only by
 the result is blended with the progress made meanwhile, ``live <- live + (mixed - own snapshot)``. Nothing of a failed
 exchange is applied.
 
-Relies on: ``node.snapshot_pulls`` for values that may be mixed.
+Relies on: ``node.snapshot_pulls`` for values that may be mixed, ``training.outliers`` for which of them are.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -26,9 +26,10 @@ from node.snapshot_pulls import SnapshotPuller
 from node.status import MixReport
 from p2p.transport import PeerId
 from training.learner import Learner
-from training.mixing import mix
+from training.mixing import MixResult, Refused, mix
+from training.outliers import Distances
 from training.schedules import Schedule
-from training.spec_sections import ExchangeSpec
+from training.spec_sections import ExchangeSpec, Outliers
 
 T = TypeVar("T")
 log = structlog.get_logger()
@@ -52,8 +53,11 @@ class Exchanger:
         puller: SnapshotPuller,
         rng: random.Random,
         partners: Partners,
+        outliers: Outliers,
+        note: Callable[[PeerId, str, str], None],
         is_elder: Callable[[PeerId], bool],
     ) -> None:
+        """``note(peer, reason, detail)`` hears of whose fragments are unlike all others'."""
         self._spec = spec
         self._schedule = schedule
         self._trainer = trainer
@@ -63,6 +67,10 @@ class Exchanger:
         self._rng = rng
         self._partners = partners
         self._is_elder = is_elder
+        self._note = note
+        self._outliers = outliers
+        self._distances: dict[int, Distances] = {}
+        """By fragment."""
         self._weights_epoch = 0
         self.mixes = 0
         self.mixes_failed = 0
@@ -97,10 +105,19 @@ class Exchanger:
             self.mixes_failed += 1
             return
         spans = self._trainer.layout.fragment_spans(due.fragment)
-        values = [values for _, values in pulled]
-        result = await self._compute.run(
-            lambda: mix(rule, own, values, spans), lane="side", cost_s=self._costs.mix_s
-        )
+        beginner = any(self._is_beginner(peer) for peer, _ in pulled)
+
+        def mixed() -> tuple[dict[int, Refused], MixResult | None]:
+            far = {} if beginner else self._too_far(due.fragment, own, [values for _, values in pulled])
+            near = [values for number, (_, values) in enumerate(pulled) if number not in far]
+            return far, mix(rule, own, near, spans) if near else None
+
+        far, result = await self._compute.run(mixed, lane="side", cost_s=self._costs.mix_s)
+        for number, refused in far.items():
+            self._note(pulled[number][0], refused.code, refused.text)
+        if result is None:
+            self.mixes_failed += 1
+            return
         applied = await self._compute.run(
             lambda: self._apply(epoch, due.fragment, result.values - own),
             lane="train",
@@ -112,7 +129,7 @@ class Exchanger:
         self.last_mix = MixReport(
             rule=rule,
             fragment=due.fragment,
-            peers=[peer for peer, _ in pulled],
+            peers=[peer for number, (peer, _) in enumerate(pulled) if number not in far],
             step=due.step,
             variance_ratio_before=result.variance_ratio_before,
             variance_ratio_after=result.variance_ratio_after,
@@ -125,6 +142,17 @@ class Exchanger:
             steps_late=self._trainer.step - due.step,
             variance_ratio=round(result.variance_ratio_before, 4),
         )
+
+    def _is_beginner(self, peer: PeerId) -> bool:
+        """Whether our weights are no measure for those of ``peer``."""
+        return self._is_elder(peer) and self.mixes < BEGINNER_MIXES
+
+    def _too_far(
+        self, fragment: int, own: torch.Tensor, values: Sequence[torch.Tensor]
+    ) -> dict[int, Refused]:
+        if self._outliers == "keep":
+            return {}
+        return self._distances.setdefault(fragment, Distances()).too_far(own, values)
 
     def _apply(self, epoch: int, fragment: int, delta: torch.Tensor) -> bool:
         # Runs in the train lane, where merges re-base the weights too: the epoch cannot change underneath.
@@ -146,9 +174,8 @@ class Exchanger:
     async def _pull_one(
         self, peer: PeerId, fragment: int, own: torch.Tensor, pulled: list[tuple[PeerId, torch.Tensor]]
     ) -> None:
-        beginner = self._is_elder(peer) and self.mixes < BEGINNER_MIXES
         began_s = trio.current_time()
-        values = await self._puller.pull(peer, fragment, own, beginner=beginner)
+        values = await self._puller.pull(peer, fragment, own, beginner=self._is_beginner(peer))
         self._partners.pulled(peer, trio.current_time() - began_s)
         if values is not None:
             pulled.append((peer, values))

@@ -29,7 +29,9 @@ from training.layout import ParameterLayout
 from training.merge_math import weighted_average
 from training.mixing import Refused, check_peer_values, decoded
 from training.outer_state import OuterState, Updates, decode_state, encode_state, state_bytes
+from training.outliers import unlike
 from training.pieces import Pieces
+from training.spec_sections import Outliers
 
 T = TypeVar("T")
 
@@ -77,6 +79,7 @@ class MergeValues:
         ledger: PeerLedger,
         updates: Updates | None,
         alike: bool,
+        outliers: Outliers,
         streaming: bool,
         points: int,
         owes: bool,
@@ -88,6 +91,7 @@ class MergeValues:
         self._ledger = ledger
         self._updates = updates
         self._owes = owes
+        self._outliers = outliers
         self._owed: dict[int, Tensor] = {}
         """By this node's sums, piece by piece."""
         self._sums_made: dict[ShardRef, tuple[int, Tensor]] = {}
@@ -131,7 +135,8 @@ class MergeValues:
     async def sum(self, base: OuterState | None, inputs: Inputs) -> PieceResult:
         """Store the weighted average, and what it leads to where it is one of updates.
 
-        Raises InputRefused naming the contributor whose values are not finite or out of all proportion.
+        Raises InputRefused naming the contributor whose values are not finite, out of all proportion, or unlike those
+        of all others.
         """
         arrived = [(peer, await self._store.get(ref), weight) for peer, ref, weight in inputs.shards]
         average = await self._compute.run(
@@ -175,6 +180,10 @@ class MergeValues:
             beginner = peer in inputs.elders
             if refused := check_peer_values(inputs.own, weights_of[peer], spans, beginner=beginner):
                 return peer, refused
+        if self._outliers == "leave-out":
+            told = [values_of[peer] for peer, _, _ in arrived]
+            for number, refused in unlike(told, [weight for _, _, weight in arrived]).items():
+                return arrived[number][0], refused
         return weighted_average([(values_of[peer], weight) for peer, _, weight in arrived])
 
     async def apply(self, base: OuterState, piece: int, update: ShardRef) -> ShardRef:

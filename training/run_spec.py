@@ -37,6 +37,7 @@ from training.spec_sections import (
     OneByteSpec,
     OptimizerSpec,
     OuterSpec,
+    Outliers,
     PairsSpec,
     PlainOuterSpec,
     ScheduleSpec,
@@ -68,6 +69,9 @@ class RunSpec(Section, frozen=True):
     seed: Annotated[int, Meta(ge=0, le=2**53)] = 0
     init: Init = "per-peer"
     """Whether each node draws its own initial weights or all draw the same."""
+    outliers: Outliers = "leave-out"
+    """Whether weights that are unlike everybody else's are left out of averages (``training.outliers``). Where members
+    have data of different kinds and are trusted, keep them."""
     model: ModelSpec = GptSpec()
     data: DataSpec = StdlibDataSpec()
     optimizer: OptimizerSpec = AdamWSpec()

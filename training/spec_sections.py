@@ -30,6 +30,7 @@ MixingRuleName = Literal["mean", "variance_corrected"]
 Wire = Literal["fp32", "bf16", "int8"]
 PartnerChoice = Literal["random", "fast"]
 Init = Literal["per-peer", "shared"]
+Outliers = Literal["leave-out", "keep"]
 UpdateWire = Literal["fp32", "bf16", "int8", "e3m0", "top64"]
 
 

@@ -39,6 +39,8 @@ async def test_a_due_exchange_takes_place_with_the_probability_of_the_run(
         puller=unused,
         rng=random.Random(0),
         partners=Partners("random", rng=random.Random(0), members=members, may_mix_with=lambda peer: True),
+        outliers="keep",
+        note=unused,
         is_elder=lambda peer: False,
     )
     for step in range(400):

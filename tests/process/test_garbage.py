@@ -15,8 +15,8 @@ from tests.process.swarm import small_swarm, until
 PATIENCE_S = 5.0
 """The victim hangs up by itself, and much sooner unless it is short of a processor."""
 COUNTED = {"empty stream": 0, "frame cut off": 1}
-"""Kinds that are not refused once by each protocol that reads what a stranger says. A stream that ends early blames nobody, except where a frame as
-long as the one it announced is never sent."""
+"""Kinds that are not refused once by each protocol that reads what a stranger says. A stream that ends early blames
+nobody, except where a frame as long as the one it announced is never sent."""
 
 
 def refusals_due(garbage: Garbage) -> int:
