@@ -2,7 +2,7 @@
 
 Real nodes with their trainer, in virtual time over home links, on the standard library. The eighth joins like anybody,
 trains, and turns round what it tells, about as large as the bounds on size let through: its contributions to merges in
-a run of the default spec, its snapshots in one that mixes by pulls. The measure is the same swarm with an honest eighth.
+a run of the default spec, its snapshots in one that mixes by pulls. The measure is the same swarm, its eighth honest.
 
 Usage: python -m benchmarks.hostile_member
 """

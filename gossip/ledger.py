@@ -38,8 +38,7 @@ COSTS: Mapping[str, float] = MappingProxyType(
         "shape": 34.0,  # a fragment of the wrong size
         "norm": 10.0,  # weights out of all proportion to ours
         "variance": 10.0,
-        "opposed": 10.0,  # a contribution that goes against those of all others
-        "far": 4.0,  # weights much farther from ours than is usual, as those of somebody who has just come may be
+        "opposed": 10.0,  # weights or differences turned round, away from those of all others
         "oversized": 25.0,
         "clock-fell": 34.0,  # a batch of records that breaks a rule, which no honest peer passes on
         "flood": 34.0,

@@ -270,7 +270,7 @@ ATTACKERS: Mapping[str, Attacker] = MappingProxyType(
         ),
         "turned-fragments": Attacker(
             "snapshots turned round, as large as may be",
-            "far",
+            "opposed",
             _serving_forged_fragments(turned_round),
         ),
         "rotten-shards": Attacker("bytes that are not what they are called", "hash", _serve_rotten_shards),

@@ -26,8 +26,8 @@ from node.snapshot_pulls import SnapshotPuller
 from node.status import MixReport
 from p2p.transport import PeerId
 from training.learner import Learner
-from training.mixing import MixResult, Refused, mix
-from training.outliers import Distances
+from training.mixing import MixResult, mix
+from training.outliers import NOBODY, Company, Distances
 from training.schedules import Schedule
 from training.spec_sections import ExchangeSpec, Outliers
 
@@ -57,7 +57,7 @@ class Exchanger:
         note: Callable[[PeerId, str, str], None],
         is_elder: Callable[[PeerId], bool],
     ) -> None:
-        """``note(peer, reason, detail)`` hears of whose fragments are unlike all others'."""
+        """``note(peer, reason, detail)`` hears of whose fragments no honest member would serve."""
         self._spec = spec
         self._schedule = schedule
         self._trainer = trainer
@@ -107,13 +107,13 @@ class Exchanger:
         spans = self._trainer.layout.fragment_spans(due.fragment)
         beginner = any(self._is_beginner(peer) for peer, _ in pulled)
 
-        def mixed() -> tuple[dict[int, Refused], MixResult | None]:
-            far = {} if beginner else self._too_far(due.fragment, own, [values for _, values in pulled])
-            near = [values for number, (_, values) in enumerate(pulled) if number not in far]
-            return far, mix(rule, own, near, spans) if near else None
+        def mixed() -> tuple[Company, MixResult | None]:
+            company = NOBODY if beginner else self._judge(due.fragment, own, [values for _, values in pulled])
+            near = [values for number, (_, values) in enumerate(pulled) if number not in company.left_out]
+            return company, mix(rule, own, near, spans) if near else None
 
-        far, result = await self._compute.run(mixed, lane="side", cost_s=self._costs.mix_s)
-        for number, refused in far.items():
+        company, result = await self._compute.run(mixed, lane="side", cost_s=self._costs.mix_s)
+        for number, refused in company.opposed.items():
             self._note(pulled[number][0], refused.code, refused.text)
         if result is None:
             self.mixes_failed += 1
@@ -129,7 +129,7 @@ class Exchanger:
         self.last_mix = MixReport(
             rule=rule,
             fragment=due.fragment,
-            peers=[peer for number, (peer, _) in enumerate(pulled) if number not in far],
+            peers=[peer for number, (peer, _) in enumerate(pulled) if number not in company.left_out],
             step=due.step,
             variance_ratio_before=result.variance_ratio_before,
             variance_ratio_after=result.variance_ratio_after,
@@ -147,12 +147,10 @@ class Exchanger:
         """Whether our weights are no measure for those of ``peer``."""
         return self._is_elder(peer) and self.mixes < BEGINNER_MIXES
 
-    def _too_far(
-        self, fragment: int, own: torch.Tensor, values: Sequence[torch.Tensor]
-    ) -> dict[int, Refused]:
+    def _judge(self, fragment: int, own: torch.Tensor, values: Sequence[torch.Tensor]) -> Company:
         if self._outliers == "keep":
-            return {}
-        return self._distances.setdefault(fragment, Distances()).too_far(own, values)
+            return NOBODY
+        return self._distances.setdefault(fragment, Distances()).judge(own, values)
 
     def _apply(self, epoch: int, fragment: int, delta: torch.Tensor) -> bool:
         # Runs in the train lane, where merges re-base the weights too: the epoch cannot change underneath.

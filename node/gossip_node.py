@@ -208,7 +208,7 @@ class GossipNode(Node):
             rng=runtime.rng,
             partners=partners,
             outliers=spec.outliers,
-            note=self._note_unlike,
+            note=self.ledger.note,
             is_elder=self._is_elder,
         )
 
@@ -365,12 +365,6 @@ class GossipNode(Node):
         """Whether ``peer`` says it has learned so much more that our weights are no measure for its own."""
         beat = self._heartbeat_of(peer)
         return beat is not None and self.trainer.tokens < BEGINNER_TOKENS_SHARE * beat.tokens
-
-    def _note_unlike(self, peer: PeerId, reason: str, detail: str) -> None:
-        beat = self._heartbeat_of(peer)
-        if beat is not None and beat.tokens < BEGINNER_TOKENS_SHARE * self.trainer.tokens:
-            return  # It has just come, and will be where we are with the next merge.
-        self.ledger.note(peer, reason, detail)
 
     def _heard(self, author: PeerId, beat: Heartbeat) -> None:
         self.merger.heads_changed(author, beat.head, beat.head_height, beat.head_participants)

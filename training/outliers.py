@@ -4,7 +4,7 @@ Owns two judgements that need no held-out data and know no peers. In a merge con
 other, as all owners see the same: whose norm is out of all proportion, and whose direction is against that of the rest
 while the rest agree. In an exchange a node has its own weights, the only ones that it can trust, and what it pulls is
 judged by distance from them (nearest-neighbour averaging, arXiv 2209.10931). There a fixed number of the farthest is
-dropped; here, since few are pulled at a time and mostly nobody lies, whoever is farther than usual.
+dropped; here, since few are pulled at a time and mostly nobody lies, whoever is farther than usual, or turned round.
 
 Both rest on a majority: values that differ honestly, of members with other kinds of data, are left out like a liar's
 once they are few and far, which is why a run may do without (``RunSpec.outliers``).
@@ -16,6 +16,7 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -39,7 +40,7 @@ FARTHER_MAX = 2.0
 FAR_MIN = 0.5
 """Of the norm of one's own weights: what is nearer is never far. Members that merge are at no distance at times."""
 
-DISTANCES_MIN = 3
+DISTANCES_MIN = 8
 """Without so many there is no telling what is usual."""
 
 
@@ -85,26 +86,45 @@ def _agreement(contributions: Sequence[Tensor], norms: Sequence[float]) -> list[
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Company:
+    """Of what was pulled, by number: what is not to be mixed, and whose fault that is."""
+
+    far: frozenset[int]
+    """Farther than usual. So is whoever has just come, or has been elsewhere."""
+    opposed: dict[int, Refused]
+    """Against our own weights: no honest member's are, however it began."""
+
+    @property
+    def left_out(self) -> frozenset[int]:
+        """Both."""
+        return self.far.union(self.opposed)
+
+
+NOBODY = Company(frozenset(), {})
+
+
 class Distances:
     """How far what was pulled for one fragment is from one's own weights, as a rule."""
 
     def __init__(self) -> None:
         self._seen: deque[float] = deque(maxlen=DISTANCES_KEPT)
 
-    def too_far(self, own: Tensor, pulled: Sequence[Tensor]) -> dict[int, Refused]:
-        """By number, those of ``pulled`` that are much farther from ``own`` than is usual, this time included.
+    def judge(self, own: Tensor, pulled: Sequence[Tensor]) -> Company:
+        """Which of ``pulled`` are too far from ``own``, or against it: flat fp32 of one length, all finite.
 
-        Relative to the norm of ``own``. What is left out counts, too: whoever comes back from elsewhere and is far from
-        all is soon judged by that.
+        What is left out counts as seen, too: whoever comes back from elsewhere and is far from all is soon judged by
+        that.
         """
-        scale = torch.linalg.vector_norm(own).item() or 1.0
-        distances = [torch.linalg.vector_norm(values - own).item() / scale for values in pulled]
+        norm = torch.linalg.vector_norm(own).item() or 1.0
+        distances = [torch.linalg.vector_norm(values - own).item() / norm for values in pulled]
         self._seen.extend(distances)
+        opposed = {}
+        for number, values in enumerate(pulled):
+            cosine = torch.dot(own, values).item() / (norm * (torch.linalg.vector_norm(values).item() or 1.0))
+            if cosine < -AGREEMENT_MIN:
+                opposed[number] = Refused("opposed", f"weights turned round (cosine with ours {cosine:.2f})")
         if len(self._seen) < DISTANCES_MIN:
-            return {}
-        usual = statistics.median_low(self._seen)
-        return {
-            number: Refused("far", f"{distance:.1f} times our norm away from ours, {usual:.1f} is usual")
-            for number, distance in enumerate(distances)
-            if distance > max(FAR_MIN, FARTHER_MAX * usual)
-        }
+            return Company(frozenset(), opposed)
+        most = max(FAR_MIN, FARTHER_MAX * statistics.median_low(self._seen))
+        return Company(frozenset(n for n, distance in enumerate(distances) if distance > most), opposed)

@@ -46,7 +46,7 @@ from training.spec_sections import (
     TrainSpec,
 )
 
-FORMAT = 3
+FORMAT = 4
 """Version of the canonical form. Another number is another run, and another program."""
 
 SPEC_BYTES_MAX = 64 << 10
@@ -143,6 +143,8 @@ class RunSpec(Section, frozen=True):
         for section, default in unused.items():
             if getattr(self, section) != default:
                 raise ValueError(f"one-byte mode has no use of the section {section}: leave it out")
+        if self.outliers != "leave-out":
+            raise ValueError("one-byte mode has no use of outliers: leave it out")
         if isinstance(self.model, HuggingFaceSpec) and bool(self.model.files) != bool(spec.base):
             raise ValueError(
                 "model.files and one_byte.base are of one model: leave both out, and name its directory with --base"

@@ -94,7 +94,7 @@ def decode_map(data):
 
 def run_id_of(spec):
     """The id of a run, given its spec with every key written out."""
-    return blake3(encode_item({"format": 3, "spec": spec})).digest()
+    return blake3(encode_item({"format": 4, "spec": spec})).digest()
 
 
 # Messages, and section Batches.

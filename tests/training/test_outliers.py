@@ -88,36 +88,56 @@ def test_the_contributions_are_left_as_they_are() -> None:
     assert 0 < AGREEMENT_MIN < 1
 
 
+def judged(distances: Distances, own: Tensor, *pulled: Tensor) -> tuple[list[int], list[int]]:
+    company = distances.judge(own, pulled)
+    assert company.left_out == company.far | company.opposed.keys()
+    return sorted(company.far), sorted(company.opposed)
+
+
+def after(distance: float, own: Tensor) -> Distances:
+    """Distances of which so many were seen that they are usual."""
+    distances = Distances()
+    for number in range(DISTANCES_KEPT):
+        distances.judge(own, [own + distance * noise(1000 + number)])
+    return distances
+
+
 def test_a_fragment_much_farther_than_usual_is_left_out() -> None:
-    own, distances = noise(0), Distances()
-    near = [own + 0.3 * noise(number) for number in range(1, 4)]
-    assert distances.too_far(own, near) == {}
-    found = distances.too_far(own, [near[0], -own])
-    assert {number: refused.code for number, refused in found.items()} == {1: "far"}
-    assert "0.3 is usual" in found[1].text
-    assert distances.too_far(own, [own + 0.29 * FARTHER_MAX * noise(5)]) == {}
+    own = noise(0)
+    distances = after(0.3, own)
+    assert judged(distances, own, own + 0.3 * noise(1), noise(2)) == ([1], [])
+    assert judged(distances, own, own + 0.29 * FARTHER_MAX * noise(5)) == ([], [])
+
+
+@pytest.mark.parametrize("size", [0.1, 1.0, 3.0])
+def test_a_fragment_turned_round_is_left_out_from_the_first_on(size: float) -> None:
+    own = noise(0)
+    other = 0.5 * own + noise(1)
+    assert judged(Distances(), own, other, -size * other) == ([], [1])
+
+
+def test_members_that_begin_differently_are_not_against_each_other() -> None:
+    distances = Distances()
+    for number in range(1, 200):
+        assert judged(distances, noise(0), noise(number)) == ([], [])
 
 
 def test_who_is_near_is_not_far_whatever_is_usual() -> None:
     """After a merge all are alike, and a while later they are not."""
-    own, distances = noise(0), Distances()
-    for _ in range(DISTANCES_KEPT):
-        distances.too_far(own, [own])
-    assert distances.too_far(own, [own + (FAR_MIN - 0.02) * noise(1)]) == {}
-    assert distances.too_far(own, [own + (FAR_MIN + 0.1) * noise(1)])
+    own = noise(0)
+    assert judged(after(0.0, own), own, own + (FAR_MIN - 0.02) * noise(1)) == ([], [])
+    assert judged(after(0.0, own), own, own + (FAR_MIN + 0.1) * noise(1)) == ([0], [])
 
 
 def test_at_first_there_is_no_telling_what_is_far() -> None:
     own, distances = noise(0), Distances()
-    assert distances.too_far(own, [own + 0.1 * noise(1), -own]) == {}
+    assert judged(distances, own, own + 0.1 * noise(1), 3 * noise(2)) == ([], [])
 
 
 def test_whoever_comes_back_from_elsewhere_is_judged_by_what_it_finds() -> None:
-    own, distances = noise(0), Distances()
-    for number in range(DISTANCES_KEPT):
-        distances.too_far(own, [own + 0.1 * noise(number)])
-    elsewhere = [noise(100 + number) for number in range(DISTANCES_KEPT)]
-    left_out = [bool(distances.too_far(own, [values])) for values in elsewhere]
+    own = noise(0)
+    distances = after(0.1, own)
+    left_out = [judged(distances, own, noise(100 + number)) == ([0], []) for number in range(DISTANCES_KEPT)]
     assert left_out[0]
     assert not any(left_out[DISTANCES_KEPT // 2 + 1 :])
 
@@ -125,5 +145,5 @@ def test_whoever_comes_back_from_elsewhere_is_judged_by_what_it_finds() -> None:
 def test_alike_weights_are_at_no_distance() -> None:
     own, distances = noise(0), Distances()
     for _ in range(5):
-        assert distances.too_far(own, [own, own]) == {}
-    assert distances.too_far(torch.zeros(SIZE), [torch.zeros(SIZE)]) == {}
+        assert judged(distances, own, own, own) == ([], [])
+    assert judged(distances, torch.zeros(SIZE), torch.zeros(SIZE)) == ([], [])

@@ -24,7 +24,7 @@ from training.run_spec import (
 )
 from training.spec_sections import GptSpec, MlpSpec, NpzDataSpec, SgdSpec
 
-RUN_ID_OF_DEMO = "8146fb51b971b993b6158d204e53d1b1c8b9f6886eae81e15fc475683d90ecff"
+RUN_ID_OF_DEMO = "bd8b0510f4df308bf900ba961a6d2195aa4e8ac446d450f59247174c41e14700"
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.toml"))
 
 
