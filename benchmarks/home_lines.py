@@ -9,8 +9,13 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
+from typing import Any
+
+import msgspec
+import trio
 
 from cli.node_commands import prepare_home
 from node.control import MergeNow, ask
@@ -21,6 +26,7 @@ from p2p.errors import GossamerError
 PORT = 4100
 SWITCH = "gossamer-switch"
 STOP_S_MAX = 20.0
+LOOK_S = 0.1
 MERGE_S_MAX = 120.0
 
 
@@ -132,9 +138,26 @@ class Daemon:
         except GossamerError:
             return None
 
+    async def until(self, condition: Callable[[NodeStatus], bool]) -> NodeStatus:
+        """Its status, as soon as ``condition`` holds for it."""
+        while True:
+            status = await self.status()
+            if status is not None and condition(status):
+                return status
+            await trio.sleep(LOOK_S)
+
     async def merge_now(self) -> None:
         """Ask it for a global merge. Raises GossamerError."""
         await ask(self._home.control_socket, "merge_now", MergeNow(), timeout_s=MERGE_S_MAX)
+
+    def told_s(self, event: str) -> float | None:
+        """When its log first told of ``event``, in Unix time; None: it has not."""
+        for line in self._log.read_text(errors="replace").splitlines():
+            with contextlib.suppress(msgspec.MsgspecError):
+                told = msgspec.json.decode(line, type=dict[str, Any])
+                if told.get("event") == event:
+                    return datetime.fromisoformat(told["ts"]).timestamp()
+        return None
 
     def last_words(self) -> str:
         """The end of its log."""

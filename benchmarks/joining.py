@@ -21,12 +21,11 @@ from pathlib import Path
 import trio
 
 from benchmarks.harness import Figure
-from benchmarks.home_lines import Daemon, Line, home_lines
+from benchmarks.home_lines import LOOK_S, Daemon, Line, home_lines
 from training.run_spec import parse_run_spec
 
 MBIT_PER_S = 100
 MEMBERS = 4
-LOOK_S = 0.1
 SLOWER_MAX = 1.3
 HOLDERS_MIN = 3
 ROUNDS_MAX = 2
@@ -74,28 +73,24 @@ class Joined:
 
     async def watch(self, victim: Daemon | None) -> None:
         """Until it is on the anchor, and has contributed to a merge."""
-        began_s = None
-        while True:
+        while (caught_up_s := self._newcomer.told_s("caught up")) is None:
             await trio.sleep(LOOK_S)
             status = await self._newcomer.status()
-            if status is None:
-                continue
-            received = sum(peer.bytes_pulled for peer in status.peers)
-            if began_s is None and any(peer.connected for peer in status.peers):
-                began_s = trio.current_time()
+            received = sum(peer.bytes_pulled for peer in status.peers) if status is not None else 0
             if victim is not None and received > KILL_AT * STATE_BYTES:
                 victim.kill()
                 victim = None
-            if status.last_merge is not None and began_s is not None:
-                break
-        self.seconds, self.received = trio.current_time() - began_s, received
+        status = await self._newcomer.until(lambda status: status.last_merge is not None)
+        connected_s = self._newcomer.told_s("connected")
+        assert connected_s is not None
+        self.seconds = caught_up_s - connected_s
+        self.received = sum(peer.bytes_pulled for peer in status.peers)
         self.holders = sum(peer.bytes_pulled > STATE_BYTES // 100 for peer in status.peers)
         self.problems = {peer.peer: peer.last_problem for peer in status.peers if peer.last_problem}
-        while not status.last_merge.contributed:
+        while status.last_merge is None or not status.last_merge.contributed:
             await self._newcomer.merge_now()
             self.rounds += 1
-            status = await self._newcomer.status() or status
-            assert status.last_merge is not None
+            status = await self._newcomer.until(lambda status: True)
 
 
 @contextlib.asynccontextmanager
@@ -118,20 +113,12 @@ async def _swarm(lines: list[Line], folder: Path, *, liar: bool) -> AsyncIterato
 async def _until_merged(members: list[Daemon]) -> None:
     """They merge once at the end of their training, and then as often as they are told to."""
     with trio.move_on_after(WAIT_S_MAX):
-        await _until_finished(members)
+        for member in members:
+            await member.until(lambda status: status.phase == "finished")
         for _ in range(MERGES_BEFORE):
             await members[0].merge_now()
-        await _until_finished(members)
         return
     raise SystemExit(f"the members did not merge: {members[0].last_words()}")
-
-
-async def _until_finished(members: list[Daemon]) -> None:
-    while True:
-        statuses = [await member.status() for member in members]
-        if all(status is not None and status.phase == "finished" for status in statuses):
-            return
-        await trio.sleep(LOOK_S)
 
 
 async def join(lines: list[Line], *, killed: bool = False, liar: bool = False) -> tuple[Joined, list[Daemon]]:

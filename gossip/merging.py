@@ -432,9 +432,10 @@ class Merger:
 
     async def _adopt(self, committed: CommittedRecord, name: bytes) -> None:
         record = committed.record
-        model_bytes = sum(ref.size for ref in record.results)
         holders = [PeerId(acknowledgement.peer) for acknowledgement in committed.acknowledgements]
-        await self._work.obtain(record, [*holders, *self._host.alive()], self._pace.transfer_s(model_bytes))
+        # Nobody waits for this, and it may be a whole model over a slow line: a holder that stalls is noticed anyway.
+        patience_s = self._limits.merge_transfer_timeout_s
+        await self._work.obtain(record, [*holders, *self._host.alive()], patience_s)
         contributed = any(own in record.contributors for own in self._member.contributions(record.parent))
         began_s = self._turns.began_s
         duration_s = trio.current_time() - began_s if began_s is not None else 0.0

@@ -269,6 +269,8 @@ class NodeMergeHost:
                 lane="train",
                 cost_s=self._costs.copy_s,
             )
+            if pledge is None:
+                log.info("caught up", height=record.height)
         self._head, self._state = record_hash, state
         await self._pin_results(record_hash, record)
         contribution = None if pledge is None else pledge.values
