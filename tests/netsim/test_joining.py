@@ -111,7 +111,9 @@ def test_a_newcomer_is_soon_where_the_others_are() -> None:
     simulated(main)
 
 
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize(
+    "share", [pytest.param(0.1, marks=pytest.mark.slow), 0.5, pytest.param(0.9, marks=pytest.mark.slow)]
+)
 def test_a_holder_that_dies_costs_no_restart(share: float) -> None:
     async def main(world: World) -> None:
         node, began_s = await newcomer(world)
