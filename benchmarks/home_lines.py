@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -61,12 +62,12 @@ def home_lines(mbit_per_s: Sequence[float]) -> Iterator[list[Line]]:
         _unmake(spaces)
 
 
+@dataclass(frozen=True, slots=True)
 class Line:
     """Where a machine is: its namespace and its address there."""
 
-    def __init__(self, space: str, address: str) -> None:
-        self.space = space
-        self.address = address
+    space: str
+    address: str
 
 
 class Daemon:

@@ -20,7 +20,7 @@ import trio
 
 from benchmarks.harness import Figure
 from benchmarks.quality import by_default
-from benchmarks.quality_runs import LATENCY_S, SLOW_BITS_PER_S, STEP_S, base_spec
+from benchmarks.quality_runs import LATENCY_S, SLOW_BITS_PER_S, STEP_S, Examined, Trial, base_spec, trainer_of
 from netsim.attackers import ATTACKERS
 from netsim.determinism import SimClock, deterministic_scheduling
 from netsim.network import LinkModel, open_sim_network
@@ -29,8 +29,7 @@ from node.costs import Costs
 from node.gossip_node import GossipNode
 from training.data import Corpus
 from training.learner import Learner
-from training.run_spec import RunSpec, run_id
-from training.trainer import Trainer
+from training.run_spec import RunSpec
 
 MEMBERS = 8
 STEPS = 400
@@ -58,14 +57,6 @@ class Outcome:
     """Of merges or exchanges, until somebody had told of the liar's offence; None: nobody did."""
 
 
-class _Quiet(Trainer):
-    """Measures less on the way."""
-
-    def evaluate(self, values: torch.Tensor | None = None, *, bytes_max: int | None = None) -> float:
-        """As the daemon's, on a little text."""
-        return super().evaluate(values, bytes_max=bytes_max or 4096)
-
-
 def train(spec: RunSpec, corpus: Corpus, attack: str | None) -> Outcome:
     """One run, with a liar or without."""
     with deterministic_scheduling(spec.seed):
@@ -73,16 +64,10 @@ def train(spec: RunSpec, corpus: Corpus, attack: str | None) -> Outcome:
 
 
 async def _train(spec: RunSpec, corpus: Corpus, attack: str | None) -> Outcome:
+    trial = Trial(spec=spec, nodes=MEMBERS)
+
     def learner(machine: Machine) -> Learner:
-        return _Quiet(
-            spec,
-            corpus,
-            run=run_id(spec),
-            peer=machine.peer,
-            part=(machine.number + 1, MEMBERS),
-            device="cpu",
-            threads=1,
-        )
+        return trainer_of(Examined, trial, corpus, machine.number, peer=machine.peer)
 
     async with (
         open_sim_network(random.Random(spec.seed), link=LinkModel(latency_s=LATENCY_S)) as network,
@@ -108,15 +93,15 @@ async def _watched(world: World, liar: Machine, offence: str | None) -> Outcome:
     rounds: int | None = None
     while not all(node.phase == "finished" for node in honest):
         await trio.sleep(STEP_S)
-        named = any(node.ledger.last_problem(liar.peer).startswith(offence or "-") for node in honest)
-        if rounds is None and named:
-            # The liar's own count: before its first round there was nothing to tell.
-            rounds = liar.node.trainer.step // EVERY_STEPS if isinstance(liar.node, GossipNode) else 0
+        if offence is None or rounds is not None or not isinstance(liar.node, GossipNode):
+            continue
+        if any(node.ledger.last_problem(liar.peer).startswith(offence) for node in honest):
+            rounds = liar.node.trainer.step // EVERY_STEPS
     anchor = honest[0].merge_host.anchor
     assert anchor is not None
     trainer = honest[0].trainer
-    assert isinstance(trainer, _Quiet)
-    return Outcome(Trainer.evaluate(trainer, anchor), rounds)
+    assert isinstance(trainer, Examined)
+    return Outcome(trainer.examine(anchor), rounds)
 
 
 def main() -> None:

@@ -1,11 +1,11 @@
 """How soon a newcomer to a run is where the others are: real daemons, a model of 50 MB, a line of 100 Mbit/s.
 
 Four members have trained and merged; they do not train on meanwhile, since all share the cores of one machine. A fifth
-comes by the address of one of them, with a line of 100 Mbit/s each way, and
-needs what the last merge came to: anchor and momentum, 100 MB. (To a run so young that all differences are still held,
-it needs these alone.) The time is from its first connection to the moment its weights are on that anchor; what the
-bytes need is their number over the line's rate. It comes three times: with everybody well, with one of the holders
-killed in the middle, and with one that serves wrong bytes.
+comes by the address of one of them, with a line of 100 Mbit/s each way, and needs what the last merge came to: anchor
+and momentum, 100 MB. (To a run so young that all differences are still held, it needs these alone.) The time is from
+its first connection to the moment its weights are on that anchor; what the bytes need is their number over the line's
+rate. It comes three times: with everybody well, with one of the holders killed in the middle, and with one that serves
+wrong bytes.
 
 It needs root, for the namespaces. Usage: python -m benchmarks.joining
 """

@@ -119,10 +119,13 @@ def digest(trial: Trial, how: str) -> str:
 
 def trainers(trial: Trial, corpus: Corpus) -> list[Trainer]:
     """The nodes' trainers, each on its part, all from the same weights."""
-    return [_trainer(Trainer, trial, corpus, number, peer=f"node-{number}") for number in range(trial.nodes)]
+    return [
+        trainer_of(Trainer, trial, corpus, number, peer=f"node-{number}") for number in range(trial.nodes)
+    ]
 
 
-def _trainer(kind: type[T], trial: Trial, corpus: Corpus, number: int, *, peer: str) -> T:
+def trainer_of(kind: type[T], trial: Trial, corpus: Corpus, number: int, *, peer: str) -> T:
+    """Of the node ``number``, on its part of the text."""
     part = (number % trial.nodes + 1, trial.nodes)
     run = run_id(trial.spec)
     trainer = kind(trial.spec, corpus, run=run, peer=peer, part=part, device="cpu", threads=1)
@@ -181,7 +184,7 @@ def alone(trial: Trial, corpus: Corpus) -> Outcome:
 # --- with one -----------------------------------------------------------------------------------------------------
 
 
-class _Examined(Trainer):
+class Examined(Trainer):
     """The daemon's trainer, which measures less on the way."""
 
     def evaluate(self, values: torch.Tensor | None = None, *, bytes_max: int | None = None) -> float:
@@ -193,7 +196,7 @@ class _Examined(Trainer):
         return super().evaluate(values)
 
 
-class _Restless(_Examined):
+class _Restless(Examined):
     """A trainer that only pretends: for measuring time, which does not depend on what is learned."""
 
     peer = ""
@@ -221,7 +224,7 @@ def swarm(trial: Trial, corpus: Corpus, *, seed: int, start: bytes | None = None
     """
     torch.set_num_threads(1)
     outcomes = []
-    for kind, bits_per_s in ((_Restless, FAST_BITS_PER_S), (_Examined, SLOW_BITS_PER_S)):
+    for kind, bits_per_s in ((_Restless, FAST_BITS_PER_S), (Examined, SLOW_BITS_PER_S)):
         with deterministic_scheduling(seed):
             outcomes.append(trio.run(_swarm, trial, corpus, seed, start, kind, bits_per_s, clock=SimClock()))
     fast, slow = outcomes
@@ -229,10 +232,10 @@ def swarm(trial: Trial, corpus: Corpus, *, seed: int, start: bytes | None = None
 
 
 async def _swarm(
-    trial: Trial, corpus: Corpus, seed: int, start: bytes | None, kind: type[_Examined], bits_per_s: float
+    trial: Trial, corpus: Corpus, seed: int, start: bytes | None, kind: type[Examined], bits_per_s: float
 ) -> Outcome:
     def learner(machine: Machine) -> Learner:
-        trainer = _trainer(kind, trial, corpus, machine.number, peer=machine.peer)
+        trainer = trainer_of(kind, trial, corpus, machine.number, peer=machine.peer)
         if start is not None:
             # What all begin with, so that the first merge is a difference from it.
             trainer.load(start)
@@ -275,7 +278,7 @@ async def _watched(world: World) -> Outcome:
     anchors = [node.merge_host.anchor for node in nodes]
     first, examiner = anchors[0], nodes[0].trainer
     assert first is not None
-    assert isinstance(examiner, _Examined)
+    assert isinstance(examiner, Examined)
     assert all(anchor is not None and torch.equal(anchor, first) for anchor in anchors)
     locals_ = [examiner.examine(values) for values in list(own.values())[:LOCALS_EXAMINED]]
     return Outcome(

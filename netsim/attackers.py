@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from torch import Tensor
 
 from gossip.messages import (
+    CHUNK_BYTES,
     PACKED_NOTICE_BYTES_MAX,
     Contribution,
     Heartbeat,
@@ -184,8 +185,8 @@ def _publishing_forged_sums(forge: Forge) -> Callable[[GossipNode], None]:
 # --- bytes --------------------------------------------------------------------------------------------------------
 
 
-class _RottenStore:
-    """A shard store as far as serving needs one, which hands out what it holds with one bit turned."""
+class RottenStore:
+    """A shard store as far as serving needs one, which hands out what it holds with one bit of each chunk turned."""
 
     def __init__(self, store: ShardStore) -> None:
         self.outline = store.outline
@@ -194,13 +195,14 @@ class _RottenStore:
     async def get(self, ref: ShardRef) -> bytes:
         """Almost the bytes of ``ref``."""
         data = bytearray(await self._store.get(ref))
-        data[-1] ^= 1
+        for end in (*range(CHUNK_BYTES, len(data), CHUNK_BYTES), len(data)):
+            data[end - 1] ^= 1
         return bytes(data)
 
 
 def _serve_rotten_shards(node: GossipNode) -> None:
     node.shard_server = ShardServer(
-        transport=node.runtime.transport, store=cast(ShardStore, _RottenStore(node.store)), ledger=node.ledger
+        transport=node.runtime.transport, store=cast(ShardStore, RottenStore(node.store)), ledger=node.ledger
     )
 
 

@@ -27,7 +27,7 @@ from node.status import MixReport
 from p2p.transport import PeerId
 from training.learner import Learner
 from training.mixing import MixResult, mix
-from training.outliers import NOBODY, Company, Distances
+from training.outliers import NO_OBJECTION, Distances, Judgement
 from training.schedules import Schedule
 from training.spec_sections import ExchangeSpec, Outliers
 
@@ -107,13 +107,15 @@ class Exchanger:
         spans = self._trainer.layout.fragment_spans(due.fragment)
         beginner = any(self._is_beginner(peer) for peer, _ in pulled)
 
-        def mixed() -> tuple[Company, MixResult | None]:
-            company = NOBODY if beginner else self._judge(due.fragment, own, [values for _, values in pulled])
-            near = [values for number, (_, values) in enumerate(pulled) if number not in company.left_out]
-            return company, mix(rule, own, near, spans) if near else None
+        def mixed() -> tuple[Judgement, MixResult | None]:
+            judgement = (
+                NO_OBJECTION if beginner else self._judge(due.fragment, own, [values for _, values in pulled])
+            )
+            near = [values for number, (_, values) in enumerate(pulled) if number not in judgement.left_out]
+            return judgement, mix(rule, own, near, spans) if near else None
 
-        company, result = await self._compute.run(mixed, lane="side", cost_s=self._costs.mix_s)
-        for number, refused in company.opposed.items():
+        judgement, result = await self._compute.run(mixed, lane="side", cost_s=self._costs.mix_s)
+        for number, refused in judgement.opposed.items():
             self._note(pulled[number][0], refused.code, refused.text)
         if result is None:
             self.mixes_failed += 1
@@ -129,7 +131,7 @@ class Exchanger:
         self.last_mix = MixReport(
             rule=rule,
             fragment=due.fragment,
-            peers=[peer for number, (peer, _) in enumerate(pulled) if number not in company.left_out],
+            peers=[peer for number, (peer, _) in enumerate(pulled) if number not in judgement.left_out],
             step=due.step,
             variance_ratio_before=result.variance_ratio_before,
             variance_ratio_after=result.variance_ratio_after,
@@ -147,9 +149,9 @@ class Exchanger:
         """Whether our weights are no measure for those of ``peer``."""
         return self._is_elder(peer) and self.mixes < BEGINNER_MIXES
 
-    def _judge(self, fragment: int, own: torch.Tensor, values: Sequence[torch.Tensor]) -> Company:
+    def _judge(self, fragment: int, own: torch.Tensor, values: Sequence[torch.Tensor]) -> Judgement:
         if self._outliers == "keep":
-            return NOBODY
+            return NO_OBJECTION
         return self._distances.setdefault(fragment, Distances()).judge(own, values)
 
     def _apply(self, epoch: int, fragment: int, delta: torch.Tensor) -> bool:

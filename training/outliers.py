@@ -87,7 +87,7 @@ def _agreement(contributions: Sequence[Tensor], norms: Sequence[float]) -> list[
 
 
 @dataclass(frozen=True, slots=True)
-class Company:
+class Judgement:
     """Of what was pulled, by number: what is not to be mixed, and whose fault that is."""
 
     far: frozenset[int]
@@ -101,7 +101,7 @@ class Company:
         return self.far.union(self.opposed)
 
 
-NOBODY = Company(frozenset(), {})
+NO_OBJECTION = Judgement(frozenset(), {})
 
 
 class Distances:
@@ -110,7 +110,7 @@ class Distances:
     def __init__(self) -> None:
         self._seen: deque[float] = deque(maxlen=DISTANCES_KEPT)
 
-    def judge(self, own: Tensor, pulled: Sequence[Tensor]) -> Company:
+    def judge(self, own: Tensor, pulled: Sequence[Tensor]) -> Judgement:
         """Which of ``pulled`` are too far from ``own``, or against it: flat fp32 of one length, all finite.
 
         What is left out counts as seen, too: whoever comes back from elsewhere and is far from all is soon judged by
@@ -125,6 +125,6 @@ class Distances:
             if cosine < -AGREEMENT_MIN:
                 opposed[number] = Refused("opposed", f"weights turned round (cosine with ours {cosine:.2f})")
         if len(self._seen) < DISTANCES_MIN:
-            return Company(frozenset(), opposed)
+            return Judgement(frozenset(), opposed)
         most = max(FAR_MIN, FARTHER_MAX * statistics.median_low(self._seen))
-        return Company(frozenset(n for n, distance in enumerate(distances) if distance > most), opposed)
+        return Judgement(frozenset(n for n, distance in enumerate(distances) if distance > most), opposed)

@@ -11,7 +11,7 @@ import torch
 import trio
 
 from gossip.store import ShardStore
-from netsim.attackers import _RottenStore
+from netsim.attackers import RottenStore
 from netsim.determinism import SimClock, deterministic_scheduling
 from netsim.network import LinkModel, open_sim_network
 from netsim.quadratic import Quadratic, QuadraticProblem
@@ -131,7 +131,7 @@ def test_a_holder_that_lies_is_dropped_and_named() -> None:
     async def main(world: World) -> None:
         liar = world.machines[MEMBERS - 1].node
         assert liar is not None
-        liar.shard_server._store = cast(ShardStore, _RottenStore(liar.store))
+        liar.shard_server._store = cast(ShardStore, RottenStore(liar.store))
         node, began_s = await newcomer(world)
         # All pieces are asked for at once, so it has sent a part of several before one has been checked.
         assert await caught_up(node, began_s) < 1.5

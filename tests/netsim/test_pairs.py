@@ -1,5 +1,6 @@
 """Members that meet in pairs: they come together, and a death or a lie costs a meeting and nothing else."""
 
+import statistics
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -32,24 +33,31 @@ def spread(world: World) -> float:
     return starts.var(0).mean().item()
 
 
-def played(script: Callable[[World], Awaitable[None]], *, machines: int = 4) -> None:
-    assert simulate(script, spec=PAIRS, machines=machines) == []
+def played(script: Callable[[World], Awaitable[None]], *, machines: int = 4, seed: int = 1) -> None:
+    assert simulate(script, spec=PAIRS, machines=machines, seed=seed) == []
 
 
 @pytest.mark.parametrize("machines", [2, 4, 7])
 def test_all_meet_and_come_together(machines: int) -> None:
+    """Who meets whom is drawn: how often and how close is the median of three seeds."""
+    least: list[int] = []
+    left: list[float] = []
+
     async def script(world: World) -> None:
         nodes = await world.start_all()
         apart = spread(world)
         await trio.sleep(50)
         met = [pairs_of(node).mixes for node in nodes]
         # With an odd number somebody is left over every time.
-        assert min(met) >= 8
+        least.append(min(met))
         assert sum(met) % 2 == 0
-        assert spread(world) < 0.3 * apart
+        left.append(spread(world) / apart)
         assert all(pairs_of(node).one_sided == 0 for node in nodes)
 
-    played(script, machines=machines)
+    for seed in (1, 2, 3):
+        played(script, machines=machines, seed=seed)
+    assert statistics.median(least) >= 8
+    assert statistics.median(left) < 0.2
 
 
 def test_what_the_swarm_holds_in_all_is_not_changed_by_meeting() -> None:

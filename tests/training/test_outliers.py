@@ -89,9 +89,9 @@ def test_the_contributions_are_left_as_they_are() -> None:
 
 
 def judged(distances: Distances, own: Tensor, *pulled: Tensor) -> tuple[list[int], list[int]]:
-    company = distances.judge(own, pulled)
-    assert company.left_out == company.far | company.opposed.keys()
-    return sorted(company.far), sorted(company.opposed)
+    judgement = distances.judge(own, pulled)
+    assert judgement.left_out == judgement.far | judgement.opposed.keys()
+    return sorted(judgement.far), sorted(judgement.opposed)
 
 
 def after(distance: float, own: Tensor) -> Distances:
