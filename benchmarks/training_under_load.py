@@ -20,7 +20,7 @@ import trio
 from benchmarks.harness import Figure, ratios
 from gossip.ledger import PeerLedger
 from gossip.messages import ShardRef
-from gossip.shard_transfer import Pacer, ShardFetcher, ShardServer
+from gossip.shard_transfer import ShardFetcher, ShardServer
 from gossip.store import ShardStore
 from node.compute import ThreadCompute
 from node.disk import LocalDisk
@@ -28,6 +28,7 @@ from node.gossip_node import SLICE_S
 from p2p.identity import Identity
 from p2p.libp2p_transport import open_libp2p
 from p2p.limits import Limits
+from p2p.pacer import Pacer
 from p2p.transport import PeerId, PeerRecord, Transport
 from training.data import Corpus
 from training.run_spec import parse_run_spec, run_id

@@ -85,7 +85,7 @@ def peers_table(peers: Sequence[PeerStatus], *, rows_max: int | None = None) -> 
         table.add_row(
             short(peer.peer),
             f"[{_STATE_STYLES[peer.state]}]{peer.state}[/]",
-            "yes" if peer.connected else "no",
+            _LINKED[peer.connected, peer.relay is not None],
             f"{peer.step:,}",
             loss(peer.loss),
             f"{duration(peer.heard_s_ago)} ago",
@@ -101,6 +101,9 @@ def _interest(peer: PeerStatus) -> tuple[bool, bool, int, str]:
 
 
 _STATE_STYLES = {"alive": "green", "suspect": "yellow", "gone": "red", "left": "dim", "banned": "bold red"}
+
+
+_LINKED = {(True, False): "yes", (True, True): "by relay", (False, False): "no", (False, True): "no"}
 
 
 def _record_cells(peer: PeerStatus) -> tuple[str, str, str, str]:
@@ -211,7 +214,17 @@ def _network_lines(status: NodeStatus) -> list[tuple[str, str]]:
     return [
         ("members", f"{members_text(status)}   {linked(status)} connected"),
         ("net", f"sent {format_bytes(status.bytes_sent)}, received {format_bytes(status.bytes_received)}"),
+        *([("reach", reach_text(status))] if status.reach != "unknown" else []),
     ]
+
+
+def reach_text(status: NodeStatus) -> str:
+    """Whether others can dial the node, and by which way where they cannot."""
+    if status.reach == "public":
+        return "others can dial this node"
+    if not status.relays:
+        return "nobody can dial this node, and no relay was found yet"
+    return f"nobody can dial this node; it is reached through {', '.join(map(short, status.relays))}"
 
 
 def _exchange_lines(status: NodeStatus) -> list[tuple[str, str]]:

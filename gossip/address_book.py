@@ -28,8 +28,9 @@ from msgspec import Meta
 
 from gossip.address_ranges import most_diverse, range_of
 from gossip.disk import Disk
+from p2p.circuits import split_circuit
 from p2p.errors import AddressError
-from p2p.identity import public_key_of
+from p2p.identity import is_peer_id, public_key_of
 from p2p.limits import Limits
 from p2p.transport import PeerId, PeerRecord
 
@@ -54,7 +55,8 @@ log = structlog.get_logger()
 def check_address(text: str, *, chars_max: int) -> str:
     """``text`` if it is ``/ip4|ip6|dns|dns4|dns6/HOST/tcp/PORT`` and can be dialled. Raises AddressError.
 
-    Unspecified and multicast hosts are refused. Loopback and private hosts are not: swarms live there too.
+    That may be a relay's, if ``/p2p/RELAY/p2p-circuit`` follows, with its peer id. Unspecified and multicast hosts are
+    refused. Loopback and private hosts are not: swarms live there too.
     """
     why = "peers connect to a host that others can reach, at a TCP port"
     fix = "addresses look like /ip4/192.0.2.7/tcp/4100 or /dns/example.org/tcp/4100"
@@ -62,9 +64,10 @@ def check_address(text: str, *, chars_max: int) -> str:
         raise AddressError(
             f"an address of {len(text)} characters, the limit is {chars_max}", why=why, fix=fix
         )
-    match text.split("/"):
+    relay_address, relay = split_circuit(text) or (text, None)
+    match relay_address.split("/"):
         case ["", family, host, "tcp", port] if _PORT.fullmatch(port) and int(port) < 1 << 16:
-            if _is_host(family, host):
+            if _is_host(family, host) and (relay is None or is_peer_id(relay)):
                 return text
     raise AddressError(f"{text!r} is not an address that can be dialled", why=why, fix=fix)
 
@@ -95,7 +98,7 @@ def parse_peer_address(text: str, *, chars_max: int) -> tuple[PeerId, str]:
 
     Raises AddressError.
     """
-    address, _, peer = text.partition("/p2p/")
+    address, _, peer = text.rpartition("/p2p/")
     try:
         public_key_of(PeerId(peer))
     except ValueError as error:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+from p2p.circuits import split_circuit
 from p2p.transport import PeerId
 
 RANGE_BITS_IPV4, RANGE_BITS_IPV6 = 16, 32
@@ -33,6 +34,28 @@ def range_of(address: str) -> str:
         return LOCAL
     bits = RANGE_BITS_IPV4 if ip.version == 4 else RANGE_BITS_IPV6
     return str(ipaddress.ip_network((ip, bits), strict=False))
+
+
+def is_routed(host: str) -> bool:
+    """Whether ``host`` is an IP address of the internet, not of a local network or this machine."""
+    try:
+        return ipaddress.ip_address(host).is_global
+    except ValueError:
+        return False
+
+
+def best_for_strangers(addresses: Sequence[str]) -> str:
+    """Which of a peer's addresses, at least one, somebody elsewhere is most likely to reach it at.
+
+    Routed ones and names first, then the way through a relay, and last those of a local network.
+    """
+
+    def likelihood(address: str) -> int:
+        if range_of(address) == LOCAL:
+            return 0
+        return 1 if split_circuit(address) is not None else 2
+
+    return max(addresses, key=likelihood)
 
 
 def most_diverse(candidates: Iterable[tuple[PeerId, str]], count: int) -> dict[PeerId, str]:

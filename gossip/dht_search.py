@@ -45,8 +45,8 @@ log = structlog.get_logger()
 class DhtSearch:
     """One node's questions to the hash table.
 
-    ``seeds()``: whom to ask as long as ``table`` is all but empty. ``addresses``: where this node answers such
-    questions itself; empty where it does not.
+    ``seeds()``: whom to ask as long as ``table`` is all but empty. ``addresses()``: where this node answers such
+    questions itself, now; empty where it does not.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class DhtSearch:
         limits: Limits,
         wall_time_s: Callable[[], float],
         seeds: Callable[[], Iterable[PeerRecord]],
-        addresses: Sequence[str] = (),
+        addresses: Callable[[], Sequence[str]] = tuple,
     ) -> None:
         self.table = RoutingTable(signer.peer)
         self._transport = transport
@@ -69,7 +69,7 @@ class DhtSearch:
         self._limits = limits
         self._wall_time_s = wall_time_s
         self._seeds = seeds
-        self._addresses = list(addresses)
+        self._addresses = addresses
         self._calls = trio.Semaphore(CALLS_MAX)
 
     async def find(self, key: bytes, found: Callable[[ProviderRecord], None]) -> list[PeerRecord]:
@@ -100,7 +100,7 @@ class DhtSearch:
 
     async def ask(self, record: PeerRecord, key: bytes) -> Found | None:
         """What one peer says about ``key``, or None; whether it answers is noted in the table."""
-        answer = await self._call(record, Find(key=key, addresses=self._addresses), Found)
+        answer = await self._call(record, Find(key=key, addresses=list(self._addresses())), Found)
         if answer is None:
             self.table.failed(record.peer)
         else:

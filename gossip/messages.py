@@ -26,6 +26,7 @@ MERGE_PROTOCOL = ProtocolName("/gossamer/merge/1")
 LOG_PROTOCOL = ProtocolName("/gossamer/log/1")
 LOG_SYNC_PROTOCOL = ProtocolName("/gossamer/log-sync/1")
 DHT_PROTOCOL = ProtocolName("/gossamer/dht/1")
+REACH_PROTOCOL = ProtocolName("/gossamer/reach/1")
 
 Hash = Annotated[bytes, Meta(min_length=32, max_length=32)]
 """A BLAKE3-256 digest."""
@@ -94,6 +95,22 @@ class WantPeers(Message, frozen=True):
     """
 
     count: Annotated[int, Meta(ge=1, le=64)]
+
+
+# --- reachability: whether others can dial a peer ---------------------------------------------------------------
+
+
+class WantDialBack(Message, frozen=True):
+    """Ask a connected peer to dial the asker where its packets come from, at the ports of these addresses."""
+
+    addresses: Annotated[list[Address], Meta(min_length=1, max_length=8)]
+
+
+class DialBack(Message, frozen=True):
+    """Where the asker's packets come from, and at which addresses of that host it answered."""
+
+    host: Annotated[str, Meta(min_length=2, max_length=64)]
+    answered: Annotated[list[Address], Meta(max_length=8)]
 
 
 # --- notices: signed last-writer-wins registers ---------------------------------------------------------------

@@ -36,6 +36,7 @@ from p2p.errors import GossamerError, MalformedMessage, StreamBroken, TransportE
 from p2p.flow import FlowStream
 from p2p.frames import receive_message, send_message
 from p2p.limits import Limits
+from p2p.pacer import Pacer
 from p2p.patience import renew
 from p2p.transport import PeerId, Transport
 
@@ -50,31 +51,6 @@ STREAM_IDLE_S = 60.0
 
 class FetchFailed(GossamerError):
     """No holder delivered the whole shard in time; ``why`` lists what went wrong with each."""
-
-
-class Pacer:
-    """Spaces out transfers so that together they stay below ``bytes_per_s_max``; shared by all it shall bind.
-
-    Work may start once everything started before it would be done at exactly the rate.
-    """
-
-    def __init__(self, bytes_per_s_max: float) -> None:
-        self._seconds_per_byte = 1.0 / bytes_per_s_max
-        self._free_s = 0.0
-
-    def delay_s(self) -> float:
-        """Seconds until the next transfer may start; 0 when it may start now."""
-        return max(0.0, self._free_s - trio.current_time())
-
-    def spend(self, size: int) -> float:
-        """Start a transfer of ``size`` bytes; returns when it may begin, on trio's clock."""
-        begin_s = max(self._free_s, trio.current_time())
-        self._free_s = begin_s + size * self._seconds_per_byte
-        return begin_s
-
-    async def wait_to_spend(self, size: int) -> None:
-        """Queue up for ``size`` bytes."""
-        await trio.sleep_until(self.spend(size))
 
 
 # --- serving ----------------------------------------------------------------------------------------------------

@@ -143,6 +143,12 @@ class ShardStore:
             self._remember(ref, data)
         return ref
 
+    async def sync(self, ref: ShardRef) -> None:
+        """Have a shard that is held survive power loss. Raises ShardMissing, StoreFull or OSError."""
+        held = self._held.get(ref)
+        if held is None or not held.synced:
+            await self.put(await self.get(ref), sync=True)
+
     async def get(self, ref: ShardRef) -> bytes:
         """The bytes of a shard, checked against its name. Raises ShardMissing."""
         if ref in self._cache:

@@ -14,7 +14,7 @@ import contextlib
 import math
 import random
 import zlib
-from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,7 +24,7 @@ from netsim.connection import Frame, Side
 from netsim.determinism import SimClock, sim_clock
 from netsim.links import Cut, Cuts, Line, LinkModel
 from p2p.connection_gater import ConnectionGater
-from p2p.errors import NotAllowed, PeerUnreachable, SwarmKeyMismatch
+from p2p.errors import NotAllowed, PeerUnreachable, ProtocolUnsupported, SwarmKeyMismatch
 from p2p.flow import FlowStream
 from p2p.limits import DEFAULT_LIMITS, Limits
 from p2p.metered import Meter
@@ -273,6 +273,11 @@ class SimHost:
         """Our own id and simulated address."""
         return self._local
 
+    def announce(self, addresses: Sequence[str], relayed: Sequence[str] = ()) -> None:
+        """Tell others of more addresses than the one this host is at."""
+        own = self.network.addresses.get(self._local.peer) or address_of(self._local.peer)
+        self._local = PeerRecord(self._local.peer, tuple(dict.fromkeys((*addresses, own, *relayed))))
+
     def peers(self) -> frozenset[PeerId]:
         """The peers connected right now."""
         return self._events.connected
@@ -285,6 +290,14 @@ class SimHost:
         """The address at which we have dialled a connected peer; None where it has dialled us."""
         side = self._sides.get(peer)
         return None if side is None else side.dialled
+
+    def host_of(self, peer: PeerId) -> str | None:
+        """The IP address of a connected peer."""
+        host = self.network.hosts.get(peer) if peer in self._sides else None
+        return None if host is None else host.local.addresses[0].split("/")[2]
+
+    def relay_of(self, peer: PeerId) -> PeerId | None:
+        """Nobody: every simulated connection is direct."""
 
     def peer_events(self) -> trio.MemoryReceiveChannel[PeerEvent]:
         """A new subscription to connections coming and going."""
@@ -304,7 +317,7 @@ class SimHost:
             connections_refused=dict(self.gater.refusals),
         )
 
-    async def connect(self, record: PeerRecord) -> None:
+    async def connect(self, record: PeerRecord, *, direct: bool = False) -> None:
         """Connect to a peer; takes one and a half round trips. Raises PeerUnreachable."""
         network = self.network
         me, peer = self._local.peer, record.peer
@@ -349,6 +362,25 @@ class SimHost:
         if (side := self._sides.get(peer)) is None:
             raise PeerUnreachable(f"not connected to {peer}")
         return side.open_stream(protocol)
+
+    async def answers_at(self, peer: PeerId, address: str) -> None:
+        """Whether ``peer`` answers at ``address``; takes one and a half round trips. Raises PeerUnreachable."""
+        network, me = self.network, self._local.peer
+        if peer in network.undiallable or not network.reachable(me, peer):
+            await trio.sleep(network.limits.dial_timeout_s)
+            raise PeerUnreachable(f"{address}: no answer in time")
+        await trio.sleep(1.5 * (network.link(me, peer).latency_s + network.link(peer, me).latency_s))
+        target = network.hosts.get(peer)
+        if target is None or address not in target.local.addresses:
+            raise PeerUnreachable(f"{address}: connection refused")
+
+    async def hold_reservation(self, relay: PeerId, held: Callable[[], None]) -> None:
+        """Nobody relays here. Raises ProtocolUnsupported."""
+        await trio.lowlevel.checkpoint()
+        raise ProtocolUnsupported(f"{relay} carries no connections")
+
+    def offer_relay(self, offered: bool) -> None:
+        """Nobody relays here."""
 
     async def disconnect(self, peer: PeerId, reason: str) -> None:
         """Close the connection to ``peer``."""

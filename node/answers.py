@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from gossip.address_ranges import best_for_strangers
 from gossip.members import Member
 from node.contact import Contact
 from node.control import MakeInvite
@@ -20,6 +21,7 @@ def describe_member(contact: Contact, member: Member, *, bytes_pulled: int = 0) 
         peer=member.peer,
         state="banned" if contact.ledger.banned(member.peer) else member.state,
         connected=member.peer in contact.transport.peers(),
+        relay=contact.transport.relay_of(member.peer),
         addresses=beat.addresses,
         step=beat.step,
         loss=beat.loss if beat.step else None,
@@ -38,7 +40,9 @@ def make_invite(contact: Contact, request: MakeInvite, wall_time_s: Callable[[],
         record = contact.book.record(peer)
         if record is not None:
             records.append(record)
-    addresses = [f"{record.addresses[0]}/p2p/{record.peer}" for record in records if record.addresses]
+    addresses = [
+        f"{best_for_strangers(record.addresses)}/p2p/{record.peer}" for record in records if record.addresses
+    ]
     expires = None if request.expires_s is None else int(wall_time_s()) + request.expires_s
     line = Invite(
         run=contact.run_id,

@@ -85,6 +85,12 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     download_bytes_per_s_max: Annotated[int, _about("Cap on receiving, per second; 0 is none.", ge=0)] = (
         12_500_000
     )
+    relay_bytes_per_s_max: Annotated[
+        int,
+        _about(
+            "Carry connections for members that nobody can dial, at this rate at most; 0 carries none.", ge=0
+        ),
+    ] = 2_500_000
     data_path: Annotated[
         Path | None,
         _about(

@@ -1,7 +1,8 @@
 """Contact: in touch with one run's swarm. What a member and a rendezvous have in common.
 
-Owns the parts that find, hear and pass on: ledger, notices, members, address book, links, reconciliation, hash table,
-and what goes between them. Says nothing of its own: who publishes a heartbeat is a member, and only ``node.node`` does.
+Owns the parts that find, hear and pass on: ledger, notices, members, address book, links, reachability,
+reconciliation, hash table, and what goes between them. Says nothing of its own: who publishes a heartbeat is a member,
+and only ``node.node`` does.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from gossip.links import Links
 from gossip.members import MemberTable
 from gossip.messages import Heartbeat, Message
 from gossip.notices import NoticeTable
+from gossip.reachability import Reachability
 from gossip.visits import GUESTS_MAX
 from node.runtime import ContactOptions
 from p2p.identity import Signer
@@ -74,6 +76,9 @@ class Contact:
             rng=rng,
             guests_max=GUESTS_MAX if options.dht else 0,
         )
+        self.reachability = Reachability(
+            transport=transport, links=self.links, book=self.book, ledger=self.ledger, limits=limits
+        )
         self.anti_entropy = AntiEntropy(
             transport=transport,
             notices=self.notices,
@@ -98,6 +103,7 @@ class Contact:
         """Begin, once the address book is loaded and whatever we say of ourselves is said."""
         self.notices.on_change(self._heed)
         nursery.start_soon(self.links.run)
+        nursery.start_soon(self.reachability.run)
         nursery.start_soon(self.anti_entropy.run)
         nursery.start_soon(self._follow_connections, self.transport.peer_events())
         if self.dht is not None:
@@ -112,7 +118,7 @@ class Contact:
             limits=self.limits,
             wall_time_s=wall_time_s,
             seeds=self._dht_seeds,
-            addresses=self.transport.local.addresses[: self.limits.addresses_per_peer_max],
+            addresses=lambda: self.transport.local.addresses[: self.limits.addresses_per_peer_max],
         )
         return Dht(
             transport=self.transport,

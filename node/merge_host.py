@@ -170,7 +170,7 @@ class NodeMergeHost:
         """Pin the results and have them survive power loss. Raises ShardMissing, StoreFull or OSError."""
         self.hold(record)
         for ref in record.results:
-            await self._store.put(await self._store.get(ref), sync=True)
+            await self._store.sync(ref)
 
     async def sum_piece(
         self, parent: bytes, piece: int, inputs: Sequence[tuple[PeerId, ShardRef, int]]

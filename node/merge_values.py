@@ -27,13 +27,15 @@ from p2p.transport import PeerId
 from training.codecs.plain import FP32
 from training.layout import ParameterLayout
 from training.merge_math import weighted_average
-from training.mixing import Refused, check_peer_values, decoded
+from training.mixing import Refused, Yardstick, check_peer_values, decoded
 from training.outer_state import OuterState, Updates, decode_state, encode_state, state_bytes
 from training.outliers import unlike
 from training.pieces import Pieces
 from training.spec_sections import Outliers
 
 T = TypeVar("T")
+SOUND_KEPT = 256
+"""Results remembered as sound within one link: more are only seen where many proposals fail."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,6 +101,8 @@ class MergeValues:
         self._applied: dict[tuple[int, ShardRef], ShardRef] = {}
         """Where updates of pieces of ``_applied_to`` have led to: a merge asks for it up to three times."""
         self._applied_to: OuterState | None = None
+        self._found_sound: set[tuple[int, ShardRef]] = set()
+        """Results of this link: a merge asks for the same ones when they are made, proposed and accepted."""
         self._points = points
         self.shape = _shape(self.pieces, updates, alike, streaming, points)
 
@@ -163,7 +167,7 @@ class MergeValues:
         inputs: Inputs,
         arrived: Sequence[tuple[PeerId, bytes, int]],
     ) -> Tensor | tuple[PeerId, Refused]:
-        updates, size, spans = self._updates, self.pieces.size(inputs.piece), self.pieces.spans(inputs.piece)
+        updates, size = self._updates, self.pieces.size(inputs.piece)
         values_of: dict[PeerId, Tensor] = {}
         weights_of: dict[PeerId, Tensor] = {}
         """What each contributor has come to, as far as its input tells."""
@@ -176,9 +180,9 @@ class MergeValues:
                 self.pieces.cut(base.anchor, inputs.piece) - values if updates and base else values
             )
         # One's own are the measure for others'. They are checked first, lest a broken node take all others for broken.
+        measure = Yardstick.of(inputs.own, self.pieces.spans(inputs.piece))
         for peer in sorted(weights_of, key=lambda peer: peer != inputs.local):
-            beginner = peer in inputs.elders
-            if refused := check_peer_values(inputs.own, weights_of[peer], spans, beginner=beginner):
+            if refused := measure.check(weights_of[peer], beginner=peer in inputs.elders):
                 return peer, refused
         if self._outliers == "leave-out":
             told = [values_of[peer] for peer, _, _ in arrived]
@@ -215,6 +219,8 @@ class MergeValues:
 
     async def check(self, piece: int, ref: ShardRef, own: Tensor, *, beginner: bool) -> None:
         """Raise ResultRefused unless this result, in the store, is finite and in proportion to ``own`` weights."""
+        if (piece, ref) in self._found_sound:
+            return
         data = await self._store.get(ref)
 
         def check() -> Refused | None:
@@ -225,6 +231,9 @@ class MergeValues:
 
         if refused := await self._beside(check):
             raise ResultRefused(refused.code, refused.text)
+        if len(self._found_sound) >= SOUND_KEPT:
+            self._found_sound.clear()
+        self._found_sound.add((piece, ref))
 
     async def assemble(self, record: MergeRecord) -> OuterState | Refused:
         """The state that ``record`` left, whose results are in the store, or what is wrong with them."""
@@ -248,6 +257,7 @@ class MergeValues:
                 piece, owed = self._sums_made[update]
                 self._owed[piece] = owed
         self._sums_made.clear()
+        self._found_sound.clear()
 
     async def _beside(self, work: Callable[[], T]) -> T:
         return await self._compute.run(work, lane="side", cost_s=self._costs.copy_s)

@@ -39,6 +39,11 @@ GAUGES: tuple[tuple[str, str, Read], ...] = (
     ("gossamer_loss", "Training loss in nats per token, byte or example, smoothed.", lambda s: s.loss),
     ("gossamer_problem", "1 while something stands in the way; status says what.", lambda s: bool(s.problem)),
     ("gossamer_connections", "Members connected to.", lambda s: sum(peer.connected for peer in s.peers)),
+    (
+        "gossamer_relayed_connections",
+        "Members connected to through a relay.",
+        lambda s: sum(peer.connected and peer.relay is not None for peer in s.peers),
+    ),
     ("gossamer_disk_bytes", "Held on disk in the shard store.", lambda s: s.disk_bytes),
     ("gossamer_checkpoint_step", "The step that a restart would go on from.", lambda s: s.checkpoint_step),
 )

@@ -22,12 +22,13 @@ from torch import Tensor
 from gossip.members import HEARTBEAT_S_MIN, heartbeat_interval_s
 from gossip.messages import Heartbeat
 from gossip.progress import Progress
-from gossip.shard_transfer import Pacer, ShardFetcher, ShardServer
+from gossip.shard_transfer import ShardFetcher, ShardServer
 from gossip.store import ShardStore
 from node.checkpoints import Checkpoints
 from node.contact import Contact
 from node.life import NodeState
 from node.runtime import NodeOptions, Runtime
+from p2p.pacer import Pacer
 from p2p.transport import PeerId
 from training.run_spec import RunSpec
 
@@ -165,6 +166,7 @@ class Node(Contact, abc.ABC):
         await self._remember()
         self._publish_heartbeat()
         self.shard_server.serve()
+        self.reachability.on_change(self._publish_heartbeat)
         async with trio.open_nursery() as nursery:
             self._keep_contact(nursery)
             nursery.start_soon(self._beat)

@@ -93,8 +93,10 @@ class OneByteNode(Node):
             every_records=spec.one_byte.snapshot_records,
             votes_needed=spec.one_byte.snapshot_votes,
         )
+        self.remembers = False
+        """Whether what earlier lives have written is known; nothing can be told of records before."""
         self.author: RecordAuthor
-        """Who writes our log, from the moment that what was written before is known."""
+        """Who writes our log, once this node remembers."""
         self._began_batch_s = 0.0
         self._learned = trio.Event()
         """Set while no steps are taken and all records are sealed."""
@@ -221,6 +223,7 @@ class OneByteNode(Node):
             rules=self._rules,
             rng=self.runtime.rng,
         )
+        self.remembers = True
 
     def _begin(self, nursery: trio.Nursery) -> None:
         nursery.start_soon(self._take_part, nursery)

@@ -34,7 +34,7 @@ from gossip.messages import (
     PairRequest,
     ShardRef,
 )
-from gossip.shard_transfer import Pacer, ShardFetcher
+from gossip.shard_transfer import ShardFetcher
 from gossip.store import ShardStore
 from node.compute import Compute
 from node.costs import Costs
@@ -45,6 +45,7 @@ from p2p.codec import encode
 from p2p.errors import CallRefused, GossamerError, MalformedMessage
 from p2p.identity import Signer
 from p2p.limits import Limits
+from p2p.pacer import Pacer
 from p2p.rpc import call, serve_calls
 from p2p.transport import PeerId, Transport
 from training.codecs.codec import Codec

@@ -153,6 +153,8 @@ class RendezvousCommands:
             pid=os.getpid(),
             uptime_s=now_s - rendezvous.began_s,
             addresses=[f"{address}/p2p/{rendezvous.local}" for address in transport.local.addresses],
+            reach=rendezvous.reachability.reach,
+            relays=[*rendezvous.reachability.relays],
             run_id=rendezvous.run_id.hex(),
             run_name=rendezvous.spec.name,
             private=rendezvous.swarm_key is not None,

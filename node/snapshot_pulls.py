@@ -14,11 +14,12 @@ from torch import Tensor
 
 from gossip.ledger import PeerLedger
 from gossip.messages import SNAPSHOT_PROTOCOL, Snapshot, WantSnapshot
-from gossip.shard_transfer import FetchFailed, Pacer, ShardFetcher
+from gossip.shard_transfer import FetchFailed, ShardFetcher
 from node.compute import Compute
 from node.costs import Costs
 from p2p.errors import MalformedMessage, TransportError
 from p2p.limits import Limits
+from p2p.pacer import Pacer
 from p2p.rpc import call
 from p2p.transport import PeerId, Transport
 from training.codecs.codec import Codec

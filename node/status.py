@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 PHASES = ("starting", "joining", "training", "waiting", "merging", "finished", "stopping", "rendezvous")
@@ -112,6 +114,8 @@ class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):
     state: str
     """One of MEMBER_STATES."""
     connected: bool
+    relay: str | None = None
+    """Who carries the connection, if it is not direct."""
     addresses: list[str]
     step: int
     loss: float | None
@@ -151,6 +155,10 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
     uptime_s: float
     addresses: list[str]
+    reach: Literal["unknown", "public", "private"] = "unknown"
+    """Whether others can dial this node, as far as neighbours could tell."""
+    relays: list[str] = []
+    """Through whom it is reached, where nobody can."""
     run_id: str
     run_name: str
     private: bool = False

@@ -32,6 +32,7 @@ from p2p.errors import GossamerError
 from p2p.identity import Identity
 from p2p.libp2p_transport import open_libp2p
 from p2p.limits import Limits
+from p2p.relay import RelayTerms
 from p2p.service import open_service_nursery
 from p2p.swarm_key import SwarmKey
 from p2p.transport import PeerId, PeerRecord, Transport
@@ -97,6 +98,7 @@ async def open_surroundings(
                 limits=limits,
                 swarm_key=swarm_key,
                 allowed=allowed,
+                relay_terms=_relay_terms(config),
             ) as transport,
             contextlib.AsyncExitStack() as sockets,
             open_service_nursery() as services,
@@ -171,6 +173,12 @@ async def obey_signals(stop: Callable[[], None], scope: trio.CancelScope) -> Non
 def wall_time_s() -> float:
     """Seconds since the epoch."""
     return time.time()  # noqa: TID251 - the one place that reads the wall clock
+
+
+def _relay_terms(config: NodeConfig) -> RelayTerms | None:
+    if not config.relay_bytes_per_s_max:
+        return None
+    return RelayTerms(bytes_per_s_max=config.relay_bytes_per_s_max, wall_time_s=wall_time_s)
 
 
 def _tell_who_may_connect(key_file: Path | None, allowed: Collection[PeerId]) -> None:

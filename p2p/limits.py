@@ -34,6 +34,19 @@ class Limits:
     peer_events_max: int = 256
     """Connection events one subscriber may leave unread before the oldest is dropped."""
 
+    # relays
+    relay_reservations_max: int = 64
+    """Peers that cannot be dialled and are reached through this one."""
+    relay_reservation_s: float = 3600.0
+    """How long a reservation holds before it has to be asked for again."""
+    relay_circuits_max: int = 64
+    """Connections carried at once."""
+    relay_circuits_per_peer_max: int = 16
+    """Those of them that one peer is at an end of."""
+    relay_circuit_bytes_max: int = 4 << 30
+    """What one connection may carry in both directions together; then it ends, and may be made again."""
+    relay_circuit_s_max: float = 6 * 3600.0
+
     # messages
     frame_bytes_max: int = 1 << 20
     """The largest message, before it is parsed."""

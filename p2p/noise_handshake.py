@@ -186,7 +186,11 @@ def _stream(socket: trio.abc.Stream, secure: Any) -> tuple[NoiseStream, PeerId]:
         public_key_of(peer)  # only ids that contain their key can be checked against signatures
     except ValueError as error:
         raise _failed(error) from error
-    return NoiseStream(socket, secure.conn.noise_state.encrypt, secure.conn.noise_state.decrypt), peer
+    noise = secure.conn.noise_state
+    stream = NoiseStream(socket, noise.encrypt, noise.decrypt)
+    if isinstance(socket, MeteredStream):
+        stream.awaiting = socket.await_bytes
+    return stream, peer
 
 
 def _failed(error: Exception) -> GossamerError:

@@ -3,7 +3,9 @@
 Owns the framing of section 12 of the Noise specification as libp2p uses it: a 2-byte big-endian length, then
 that many bytes of ciphertext. The handshake and the keys are somebody else's; this takes the two functions that
 came out of it. Reading takes whatever the socket holds and opens every message in it, which is what makes it
-several times cheaper than a read per length and a read per message.
+several times cheaper than a read per length and a read per message. While a message is incomplete nothing can be done
+with any of it, so the socket is told how much is missing (``awaiting``): on a home line a full message comes in 45
+packets, and each would otherwise take the processor away from training.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ class NoiseStream(trio.abc.Stream):
     def __init__(
         self, socket: trio.abc.Stream, seal: Callable[[bytes], bytes], unseal: Callable[[bytes], bytes]
     ) -> None:
+        self.awaiting: Callable[[int], None] | None = None
+        """Called before a read that is of no use until so many bytes are there."""
         self._socket = socket
         self._seal = seal
         self._unseal = unseal
@@ -47,6 +51,8 @@ class NoiseStream(trio.abc.Stream):
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """The plaintext of the next message that is not empty, or ``b""`` at the end of the connection."""
         while not self._plaintext:
+            if self.awaiting is not None:
+                self.awaiting(self._missing())
             received = await self._socket.receive_some(SOCKET_READ_BYTES)
             if not received:
                 if self._ciphertext:
@@ -59,6 +65,13 @@ class NoiseStream(trio.abc.Stream):
             self._plaintext.appendleft(message[max_bytes:])
             message = message[:max_bytes]
         return message
+
+    def _missing(self) -> int:
+        """Bytes until the message that has begun is complete, or of its length."""
+        if len(self._ciphertext) < LENGTH_BYTES:
+            return LENGTH_BYTES - len(self._ciphertext)
+        length = int.from_bytes(self._ciphertext[:LENGTH_BYTES], "big")
+        return LENGTH_BYTES + length - len(self._ciphertext)
 
     def _open_messages(self) -> None:
         at = 0

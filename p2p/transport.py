@@ -22,13 +22,15 @@ The contract, beyond the types:
 * All waits are bounded: ``connect`` by ``Limits.dial_timeout_s``, the first read's wait for an agreement and every
   wait of a write for the peer to take more by ``Limits.stream_timeout_s``. Other reads wait as long as the caller's
   own deadline.
+* A connection may be carried by a third peer, its relay, if the network has such a thing (``relay_of``). It ends when
+  the relay's does, and by itself once there is a direct one and nothing is under way on it.
 * ``aclose`` is graceful for what was sent before and abrupt for what the other side still sends. What has
   arrived before a stream broke can still be read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NewType, Protocol
 
@@ -107,20 +109,42 @@ class Transport(Company, Protocol):
     def peers(self) -> frozenset[PeerId]:
         """The peers connected right now."""
 
+    def announce(self, addresses: Sequence[str], relayed: Sequence[str] = ()) -> None:
+        """Tell others of ``addresses`` before our own, and of ``relayed`` after them; ``local`` names them too."""
+
     def idle_peers(self) -> list[PeerId]:
         """The connected peers with whom no stream is open, sorted."""
 
     def dialled(self, peer: PeerId) -> str | None:
         """The address at which we have dialled a connected peer; None where it has dialled us, or is not connected."""
 
+    def host_of(self, peer: PeerId) -> str | None:
+        """The IP address that a connected peer's packets come from; None where a relay stands between."""
+
+    def relay_of(self, peer: PeerId) -> PeerId | None:
+        """Who carries the connection to ``peer``; None for a direct one, and where there is none."""
+
     def peer_events(self) -> trio.MemoryReceiveChannel[PeerEvent]:
         """A new subscription to connections coming and going; on overflow the oldest event is dropped."""
 
-    async def connect(self, record: PeerRecord) -> None:
+    async def connect(self, record: PeerRecord, *, direct: bool = False) -> None:
         """Connect to a peer, trying its addresses; returns at once when already connected.
 
-        Raises PeerUnreachable, which is SwarmKeyMismatch or NotAllowed where that is why.
+        ``direct``: also where a relay carries the connection that there is, and then not through one again. Raises
+        PeerUnreachable, which is SwarmKeyMismatch or NotAllowed where that is why.
         """
+
+    async def answers_at(self, peer: PeerId, address: str) -> None:
+        """Whether ``peer`` answers at ``address``, on a connection made for that alone. Raises PeerUnreachable."""
+
+    async def hold_reservation(self, relay: PeerId, held: Callable[[], None]) -> None:
+        """Be reachable through ``relay``, a connected peer, until this fails or is cancelled; ``held`` once it is so.
+
+        Raises CallRefused where the relay declines, another TransportError where it is gone or relays nothing.
+        """
+
+    def offer_relay(self, offered: bool) -> None:
+        """Whether to carry connections for peers that cannot be dialled, if this one is willing to at all."""
 
     async def open_stream(self, peer: PeerId, protocol: ProtocolName) -> FlowStream:
         """Open a stream to a connected peer, without waiting for it. Raises PeerUnreachable or StreamBroken."""

@@ -119,36 +119,59 @@ def decoded(codec: Codec, data: bytes, count: int) -> Tensor | Refused:
         return Refused("shape", str(error))
 
 
+@dataclass(frozen=True, slots=True)
+class Yardstick:
+    """One's own values as far as those of peers are judged by them: flat fp32 of ``count``, tensor by tensor."""
+
+    count: int
+    spans: Sequence[TensorSpan]
+    moments: Sequence[_Moments]
+
+    @classmethod
+    def of(cls, own: Tensor, spans: Sequence[TensorSpan]) -> Yardstick:
+        """The measure that ``own`` is, whose tensors lie as ``spans`` say."""
+        return cls(len(own), spans, [_moments(own[span.start : span.stop]) for span in spans])
+
+    def check(self, theirs: Tensor, *, beginner: bool = False) -> Refused | None:
+        """None when ``theirs`` may be mixed with one's own; otherwise what is wrong with it.
+
+        Refuses another shape, any non-finite element, a fragment whose norm, and a tensor whose norm or variance, is
+        more than 10 times one's own. The variance of normalisation tensors is not compared: they start constant.
+        ``beginner``: own weights that have hardly been trained are compared as if they had.
+        """
+        if theirs.shape != (self.count,):
+            return Refused("shape", f"{tuple(theirs.shape)} values, expected {(self.count,)}")
+        refused = self._excess(theirs, (BEGINNER_RMS_FLOOR if beginner else RMS_FLOOR) ** 2)
+        # Whatever is not finite is out of all proportion too, so that mostly nothing has to be looked at once more.
+        if refused is not None and not all_finite(theirs):
+            return Refused("non-finite", "an element is not finite")
+        return refused
+
+    def _excess(self, theirs: Tensor, floor_square: float) -> Refused | None:
+        own_square_sum = their_square_sum = 0.0
+        for span, mine in zip(self.spans, self.moments, strict=True):
+            size = span.stop - span.start
+            peer = _moments(theirs[span.start : span.stop])
+            mine_square, peer_square = mine.variance + mine.mean**2, peer.variance + peer.mean**2
+            # Written so that an overflow to infinity or NaN is refused too.
+            if not peer_square <= EXCESS_MAX**2 * max(mine_square, floor_square):
+                return Refused("norm", f"the norm of {span.name} is more than {EXCESS_MAX:g} times ours")
+            if span.kind != "norm" and not peer.variance <= EXCESS_MAX * max(mine.variance, floor_square):
+                return Refused(
+                    "variance", f"the variance of {span.name} is more than {EXCESS_MAX:g} times ours"
+                )
+            own_square_sum += size * max(mine_square, floor_square)
+            their_square_sum += size * peer_square
+        if not their_square_sum <= EXCESS_MAX**2 * own_square_sum:
+            return Refused("norm", f"the fragment's norm is more than {EXCESS_MAX:g} times ours")
+        return None
+
+
 def check_peer_values(
     own: Tensor, theirs: Tensor, spans: Sequence[TensorSpan], *, beginner: bool = False
 ) -> Refused | None:
-    """None when ``theirs`` may be mixed with ``own``; otherwise what is wrong with it.
-
-    Refuses another shape, any non-finite element, a fragment whose norm, and a tensor whose norm or variance, is more
-    than 10 times one's own. The variance of normalisation tensors is not compared: they start constant. ``beginner``:
-    own weights that have hardly been trained are compared as if they had.
-    """
-    floor_square = (BEGINNER_RMS_FLOOR if beginner else RMS_FLOOR) ** 2
-    if theirs.shape != own.shape:
-        return Refused("shape", f"{tuple(theirs.shape)} values, expected {tuple(own.shape)}")
-    if not all_finite(theirs):
-        return Refused("non-finite", "an element is not finite")
-    own_square_sum = their_square_sum = 0.0
-    for span in spans:
-        size = span.stop - span.start
-        mine = _moments(own[span.start : span.stop])
-        peer = _moments(theirs[span.start : span.stop])
-        mine_square, peer_square = mine.variance + mine.mean**2, peer.variance + peer.mean**2
-        # Written so that an overflow to infinity or NaN is refused too.
-        if not peer_square <= EXCESS_MAX**2 * max(mine_square, floor_square):
-            return Refused("norm", f"the norm of {span.name} is more than {EXCESS_MAX:g} times ours")
-        if span.kind != "norm" and not peer.variance <= EXCESS_MAX * max(mine.variance, floor_square):
-            return Refused("variance", f"the variance of {span.name} is more than {EXCESS_MAX:g} times ours")
-        own_square_sum += size * max(mine_square, floor_square)
-        their_square_sum += size * peer_square
-    if not their_square_sum <= EXCESS_MAX**2 * own_square_sum:
-        return Refused("norm", f"the fragment's norm is more than {EXCESS_MAX:g} times ours")
-    return None
+    """The same for a single peer's values."""
+    return Yardstick.of(own, spans).check(theirs, beginner=beginner)
 
 
 def _moments(values: Tensor) -> _Moments:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from cli.checks.finding import Finding, Subject
 from cli.checks.software import DISTRIBUTION, installed_version
+from cli.views import reach_text
 from node.control import NoDaemon, ask
 from node.status import NodeStatus
 from p2p.errors import GossamerError
@@ -33,6 +34,8 @@ async def check_node(subject: Subject) -> Sequence[Finding]:
         f"{status.phase}, step {status.step} of {status.steps_total}, {connected} of {len(status.peers)} members"
         f" connected, refused: {refused}"
     )
+    if status.reach != "unknown":
+        found += f"; {reach_text(status)}"
     if status.problem:
         return [
             Finding(
@@ -41,6 +44,17 @@ async def check_node(subject: Subject) -> Sequence[Finding]:
                 found=f"{found}; {status.problem}",
                 why="a node that runs does not get ahead while something stands in its way",
                 fix="gossamer peers    gossamer status --watch",
+            )
+        ]
+    if status.reach == "private" and not status.relays:
+        return [
+            Finding(
+                check="node",
+                level="warn",
+                found=found,
+                why="members that nobody can dial either do not reach this node, and merges lack one of the two",
+                fix="forward the port on the router, or have a member that can be dialled stay in the swarm:"
+                " gossamer run --bootstrap-only",
             )
         ]
     installed = installed_version(DISTRIBUTION)

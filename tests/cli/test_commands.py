@@ -1,19 +1,21 @@
 """Whole command lines against a fake node: what they print, where, and the code they end with."""
 
+import io
 import json
 import os
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
+from rich.console import Console
 
 import cli.ask_commands
 import cli.exit_codes
 from cli.ask_commands import parse_duration_s
 from cli.exit_codes import ExitCode, exit_code_of
-from cli.views import status_text
+from cli.views import peers_table, status_text
 from node.control import ControlError, Evaluate, Export, HandOver, MakeInvite, Sample, Stop
 from node.home import Home
 from p2p.errors import GossamerError
@@ -370,3 +372,28 @@ def test_durations() -> None:
         43200,
         604800,
     ]
+
+
+@pytest.mark.parametrize(
+    ("reach", "relays", "told"),
+    [
+        ("unknown", [], None),
+        ("public", [], "others can dial this node"),
+        ("private", [], "no relay was found yet"),
+        ("private", ["12D3KooWabcdefgh"], "it is reached through abcdefgh"),
+    ],
+)
+def test_whether_others_can_dial_the_node_is_told(
+    reach: Literal["unknown", "public", "private"], relays: list[str], told: str | None
+) -> None:
+    text = status_text(status_of(0, reach=reach, relays=relays))
+    assert ("reach" in text) == (told is not None)
+    assert told is None or told in text
+
+
+def test_who_is_connected_through_a_relay_is_shown_as_such() -> None:
+    status = status_of(0)
+    peers = [msgspec.structs.replace(peer, connected=True, relay="12D3KooWrelay") for peer in status.peers]
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(peers_table(peers))
+    assert console.export_text().count("by relay") == len(peers) > 0

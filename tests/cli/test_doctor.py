@@ -373,6 +373,12 @@ async def test_what_a_running_node_says_of_itself(healthy: Home) -> None:
     assert (well.level, "step 50 of 100" in well.found, "hash 2" in well.found) == ("ok", True, True)
     stuck = await looked_at(healthy, status_of(0, version=installed, problem="no answer from anybody"))
     assert (stuck.level, "no answer from anybody" in stuck.found) == ("warn", True)
+    cut_off = await looked_at(healthy, status_of(0, version=installed, reach="private"))
+    assert (cut_off.level, "gossamer run --bootstrap-only" in cut_off.fix) == ("warn", True)
+    relayed = await looked_at(
+        healthy, status_of(0, version=installed, reach="private", relays=["12D3KooWrelay"])
+    )
+    assert (relayed.level, "reached through" in relayed.found) == ("ok", True)
     old = await looked_at(healthy, status_of(0, version="0.0.1"))
     assert (old.level, "gossamer stop --hand-over" in old.fix) == ("warn", True)
 

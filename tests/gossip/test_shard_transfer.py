@@ -22,12 +22,13 @@ from gossip.messages import (
     WantChunk,
     WantOutline,
 )
-from gossip.shard_transfer import STREAM_IDLE_S, FetchFailed, Pacer, ShardFetcher, ShardServer
+from gossip.shard_transfer import STREAM_IDLE_S, FetchFailed, ShardFetcher, ShardServer
 from gossip.store import ShardStore, outline_of
 from netsim.network import LinkModel, open_sim_network
 from p2p.errors import PeerUnreachable
 from p2p.frames import receive_message, send_message
 from p2p.limits import Limits
+from p2p.pacer import Pacer
 from p2p.transport import PeerRecord
 from tests.gossip.world import IDENTITIES, MemoryDisk
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 
 import pytest
 
@@ -67,9 +68,9 @@ learning_rate = 1e-12
 """)
 
 
-def simulated(scenario: Scenario) -> tuple[SeedResult, list[Sample], list[Event]]:
+def simulated(scenario: Scenario, seed: int = 0) -> tuple[SeedResult, list[Sample], list[Event]]:
     lines: list[Sample | Event | SeedResult] = []
-    result = run_seed(scenario, 0, emit=lines.append)
+    result = run_seed(scenario, seed, emit=lines.append)
     assert result.verdict == "passed", result.failures
     samples = [line for line in lines if isinstance(line, Sample)]
     return result, samples, [line for line in lines if isinstance(line, Event)]
@@ -109,8 +110,11 @@ def test_variance_of_layers_shrinks_to_a_share_of_one_node_when_different_models
         "run.exchange.rule": "mean",
         "run.schedule.phases": [{"until": 1.0}],
     }
-    plain, _, _ = simulated(with_changes(DIGITS, still))
-    assert plain.summary["variance_ratio_min"] == pytest.approx(1 / 4, rel=0.4)
+    # Of four that mix at random some meet twice before others meet at all.
+    plain = [
+        simulated(with_changes(DIGITS, still), seed)[0].summary["variance_ratio_min"] for seed in range(5)
+    ]
+    assert statistics.median(plain) == pytest.approx(1 / 4, rel=0.4)
     corrected, _, _ = simulated(with_changes(DIGITS, still | {"run.exchange.rule": "variance_corrected"}))
     assert corrected.summary["variance_ratio_min"] == pytest.approx(1, abs=0.05)
     alone, samples, _ = simulated(

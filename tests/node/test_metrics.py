@@ -70,6 +70,7 @@ async def test_the_page_says_what_status_says() -> None:
         "gossamer_problem": 1,
         "gossamer_uptime_seconds": 75,
         "gossamer_connections": 1,
+        "gossamer_relayed_connections": 0,
         "gossamer_sent_bytes": 3 << 20,
         "gossamer_received_bytes": 2 << 20,
         "gossamer_merge_height": 1,

@@ -15,7 +15,7 @@ from p2p.transport import PeerRecord, ProtocolName, Transport
 HEADER = b"\x13/multistream/1.0.0\n"
 NOISE = HEADER + b"\x07/noise\n"
 GOSSAMER_PROTOCOLS = tuple(
-    ProtocolName(f"/gossamer/{name}/1") for name in ("hello", "sync", "shard", "snapshot", "merge")
+    ProtocolName(f"/gossamer/{name}/1") for name in ("hello", "sync", "shard", "snapshot", "merge", "reach")
 )
 FOREIGN_PROTOCOLS = tuple(
     ProtocolName(name)
@@ -27,6 +27,8 @@ FOREIGN_PROTOCOLS = tuple(
         "/ipfs/id/push/1.0.0",
         "/ipfs/ping/1.0.0",
         "/ipfs/kad/1.0.0",
+        "/libp2p/circuit/relay/0.2.0/hop",
+        "/libp2p/circuit/relay/0.2.0/stop",
     )
 )
 

@@ -10,7 +10,7 @@ from node.status import NodeStatus
 from tests.process.swarm import merged_alike, small_swarm, until
 
 PAUSE_S_MAX = 5.0
-STEPS, MERGES = 16_000, 64
+STEPS, MERGES = 16_000, 160
 """More steps than anybody gets to take: whenever the kill comes, it is in the middle of the run."""
 
 

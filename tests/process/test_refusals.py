@@ -81,7 +81,7 @@ def test_no_run_at_all(home: Home) -> None:
 @pytest.mark.timeout(180)
 async def test_a_second_daemon_and_a_damaged_checkpoint(tmp_path: Path) -> None:
     # A merge leaves a checkpoint, even one with nobody else: here they come faster than by the clock.
-    async with small_swarm(tmp_path, nodes=1, steps=19200, merges=64) as [node]:
+    async with small_swarm(tmp_path, nodes=1, steps=19200, merges=192) as [node]:
         home = node.home
         first = (await until([node], lambda s: s[0].checkpoint_step > 0, seconds=60))[0]
         second = (await until([node], lambda s: s[0].checkpoint_step > first.checkpoint_step, seconds=60))[0]
