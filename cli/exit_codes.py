@@ -38,6 +38,7 @@ class ExitCode(enum.IntEnum):
 
 _BY_ERROR = {
     "InviteError": ExitCode.USAGE,
+    "AdvertError": ExitCode.USAGE,
     "BadRequest": ExitCode.USAGE,
     "ConfigError": ExitCode.CONFIG,
     "SpecError": ExitCode.CONFIG,

@@ -22,6 +22,7 @@ from cli import (
     node_commands,
     service_commands,
     sim_commands,
+    swarm_commands,
     testnet,
     train_commands,
 )
@@ -40,6 +41,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 node_commands.register(app)
+swarm_commands.register(app)
 train_commands.register(app)
 ask_commands.register(app)
 testnet.register(app)

@@ -20,6 +20,7 @@ import typer
 
 from cli.common import Common, command
 from cli.exit_codes import ExitCode
+from cli.swarm_commands import From, find
 from p2p.errors import InviteError
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 PARENT_CHECK_S = 0.5
 RUN_ID = "[0-9a-f]{64}"
+NAME = "[a-z0-9][a-z0-9._-]{0,47}"
+"""Of a run: an invite has a colon in it, and an id is longer."""
 
 Listen = Annotated[
     list[str] | None, typer.Option("--listen", metavar="ADDR", help="Listen here; may be repeated.")
@@ -174,9 +177,9 @@ def join(
     invite: Annotated[
         str,
         typer.Argument(
-            metavar="INVITE|RUN_ID",
+            metavar="INVITE|RUN_ID|NAME",
             help="What a member's `gossamer invite` printed, in quotes, or - to read it from standard input; "
-            "or the id of a run.",
+            "the id of a run; or the name of one on a list of swarms.",
         ),
     ],
     listen: Listen = None,
@@ -192,14 +195,20 @@ def join(
     metrics_listen: Metrics = None,
     linger: Linger = True,
     bootstrap_only: BootstrapOnly = False,
+    source: From = None,
 ) -> None:
-    """Join a swarm by its invite or its id: make an identity if there is none, fetch and check the run spec, run."""
+    """Join a swarm by invite, id or name: make an identity if there is none, fetch and check the run spec, run."""
     learning = {"device": device, "threads": threads, "data_path": data, "base_path": base, "part": part}
     flags = _flags(listen, allow, lan, dht, metrics_listen, learning)
     if bootstrap_only:
         _refuse_for_rendezvous(learning, linger=linger)
-    invited, run_id = _parse_invite(common, invite)
-    addresses = [*(invited.addresses if invited is not None else ()), *(bootstrap or ())]
+    listed: list[str] = []
+    if re.fullmatch(NAME, invite):
+        invited = None
+        run_id, listed = find(common, invite, source)
+    else:
+        invited, run_id = _parse_invite(common, invite)
+    addresses = [*(invited.addresses if invited is not None else listed), *(bootstrap or ())]
     home = common.home
     peer, created, _ = prepare_home(home)
     config = _config(common, home, flags)

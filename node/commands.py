@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import trio
 from torch import Tensor
 
-from node.answers import make_invite, show_spec
+from node.answers import make_advert, make_invite, show_spec
 from node.control import (
     Evaluate,
     Export,
@@ -25,6 +25,7 @@ from node.control import (
     GetStatus,
     Handler,
     HandOver,
+    MakeAdvert,
     MakeInvite,
     MergeNow,
     Sample,
@@ -70,6 +71,7 @@ class Commands:
             "evaluate": self.evaluate,
             "sample": self.sample,
             "invite": self.invite,
+            "advert": self.advert,
             "spec": self.spec,
             "logs": self.logs,
             "verify_logs": self.verify_logs,
@@ -210,6 +212,10 @@ class Commands:
     async def invite(self, request: MakeInvite) -> dict[str, Any]:
         """One line that lets others join: the run, and addresses of this node and of peers it can vouch for."""
         return make_invite(self._node, request, self._node.runtime.wall_time_s)
+
+    async def advert(self, request: MakeAdvert) -> dict[str, Any]:
+        """A signed line for a list of swarms."""
+        return make_advert(self._node, request, self._node.runtime.wall_time_s)
 
     async def spec(self, _: GetSpec) -> dict[str, Any]:
         """The run spec as TOML, and the hash of its canonical bytes."""

@@ -74,6 +74,10 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             "Be found by who knows the run's id, and find others, through nodes of any run; needs one to begin with."
         ),
     ] = True
+    swarms: Annotated[
+        tuple[str, ...],
+        _about("Lists of swarms, files or URLs, in which gossamer swarms and join look.", max_length=16),
+    ] = ()
     device: Annotated[str, _about("Where to train: auto, cpu, cuda, cuda:1 or mps.")] = "auto"
     threads: Annotated[
         int, _about("Processor threads for training; 0 leaves the choice to torch.", ge=0, le=1024)

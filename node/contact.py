@@ -57,6 +57,7 @@ class Contact:
         self.run_id = run_id(spec)
         self.limits = limits = options.limits
         self.local = signer.peer
+        self.signer = signer
         self.transport = transport
         self.ledger = PeerLedger(options.allowed and options.allowed | {signer.peer})
         self.swarm_key = options.swarm_key

@@ -119,6 +119,13 @@ class MakeInvite(Params, frozen=True):
     expires_s: Annotated[int, Meta(ge=1, le=EXPIRES_S_MAX)] | None = None
 
 
+class MakeAdvert(Params, frozen=True):
+    """``advert`` -> {advert}: a signed line for a list of swarms, with an address of a few members."""
+
+    expires_s: Annotated[int, Meta(ge=1, le=EXPIRES_S_MAX)]
+    about: Annotated[str, Meta(max_length=200)] = ""
+
+
 class GetSpec(Params, frozen=True):
     """``spec`` -> {toml, run_id}: the run spec this node works on."""
 
@@ -141,6 +148,7 @@ METHODS: Mapping[str, type[Params]] = {
     "evaluate": Evaluate,
     "sample": Sample,
     "invite": MakeInvite,
+    "advert": MakeAdvert,
     "spec": GetSpec,
     "logs": GetLogs,
     "verify_logs": VerifyLogs,

@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 import trio
 
-from node.answers import describe_member, make_invite, show_spec
+from node.answers import describe_member, make_advert, make_invite, show_spec
 from node.config import NodeConfig
 from node.control import (
     METHODS,
@@ -22,6 +22,7 @@ from node.control import (
     GetStatus,
     Handler,
     HandOver,
+    MakeAdvert,
     MakeInvite,
     Params,
     Stop,
@@ -126,6 +127,7 @@ class RendezvousCommands:
             "stop": self.stop,
             "hand_over": self.hand_over,
             "invite": self.invite,
+            "advert": self.advert,
             "spec": self.spec,
         }
 
@@ -198,6 +200,10 @@ class RendezvousCommands:
     async def invite(self, request: MakeInvite) -> dict[str, Any]:
         """One line that lets others join."""
         return make_invite(self._rendezvous, request, wall_time_s)
+
+    async def advert(self, request: MakeAdvert) -> dict[str, Any]:
+        """A signed line for a list of swarms."""
+        return make_advert(self._rendezvous, request, wall_time_s)
 
     async def spec(self, _: GetSpec) -> dict[str, Any]:
         """The run spec."""

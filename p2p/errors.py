@@ -4,6 +4,7 @@
     ├── IdentityError             the key file is missing, unreadable or open to others
     ├── SwarmKeyError             the file of a private swarm's key is damaged or open to others
     ├── InviteError               an invite line is mangled, expired or for another version
+    ├── AdvertError               a list of swarms cannot be used, or does not have what was asked for
     ├── AddressError              text is not an address, or not one that serves the purpose here
     ├── PortInUse                 another program, or another node, holds the listening port
     ├── MalformedMessage          bytes from a peer are not the canonical form of an allowed message
@@ -42,6 +43,10 @@ class SwarmKeyError(GossamerError):
 
 class InviteError(GossamerError):
     """An invite line cannot be used: mangled, expired, or made by another version."""
+
+
+class AdvertError(GossamerError):
+    """A list of swarms cannot be read, or has no swarm of the name that was asked for, or several."""
 
 
 class AddressError(GossamerError):

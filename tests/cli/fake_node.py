@@ -7,7 +7,17 @@ from functools import partial
 
 import trio
 
-from node.control import Evaluate, Export, Handler, HandOver, MakeInvite, Sample, Stop, serve_control
+from node.control import (
+    Evaluate,
+    Export,
+    Handler,
+    HandOver,
+    MakeAdvert,
+    MakeInvite,
+    Sample,
+    Stop,
+    serve_control,
+)
 from node.home import Home
 from node.status import (
     Foretold,
@@ -140,6 +150,7 @@ class FakeNode:
             "evaluate": self._evaluate,
             "sample": self._sample,
             "invite": self._invite,
+            "advert": self._advert,
             "logs": self._logs,
             "verify_logs": self._verify,
         }
@@ -185,6 +196,10 @@ class FakeNode:
 
     async def _verify(self, _: object) -> object:
         return self.verification
+
+    async def _advert(self, params: MakeAdvert) -> object:
+        self.asked.append(params)
+        return {"advert": '{"claim":{"name":"fake"}}'}
 
     async def _invite(self, params: MakeInvite) -> object:
         self.asked.append(params)

@@ -31,8 +31,8 @@ def test_help_lists_every_command(gossamer: Gossamer) -> None:
     shown = gossamer("--help")
     assert shown.code == 0
     names = (
-        "init run join train invite stop status top peers merge export eval sample testnet sim doctor service config"
-        " keys version help"
+        "init run join swarms advertise train invite stop status top peers merge export eval sample testnet sim doctor"
+        " service config keys version help"
     )
     for name in names.split():
         assert f" {name} " in shown.out
@@ -79,12 +79,15 @@ def test_the_flags_of_daily_commands_are_few_and_known(gossamer: Gossamer) -> No
             "--part",
             "--metrics-listen",
             "--linger",
+            "--from",
             "--no-linger",
         },
         "status": {"--watch"},
         "top": set(),
         "stop": {"--now", "--hand-over"},
         "invite": {"--peers", "--expires"},
+        "advertise": {"--about", "--expires"},
+        "swarms": {"--from"},
         "doctor": {"--bootstrap", "--bundle"},
         "export": {"--out", "--dtype", "--which"},
         "eval": {"--which", "--bytes"},

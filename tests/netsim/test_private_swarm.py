@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import pytest
 import trio
 
 from gossip.ledger import NOT_ALLOWED
 from netsim.world import World
-from node.answers import make_invite
-from node.control import MakeInvite
+from node.answers import make_advert, make_invite
+from node.control import MakeAdvert, MakeInvite
 from node.describe import describe
 from node.node import Node
 from node.status import NodeStatus
+from p2p.errors import GossamerError
 from p2p.invite import Invite
 from p2p.swarm_key import SwarmKey
 from tests.netsim.test_attackers import besieged_world, simulated
@@ -44,6 +46,9 @@ def test_members_of_a_private_swarm_merge_and_a_stranger_gets_nothing() -> None:
             outside = status_of(stranger)
             assert (outside.peers, outside.private) == ([], False)
             assert "swarm key" in outside.problem
+            # Nobody is told of a swarm that is closed to them.
+            with pytest.raises(GossamerError, match="this swarm is private"):
+                make_advert(members[0], MakeAdvert(expires_s=60), lambda: 1_000_000)
             # With an invite's key it is one of them.
             answer = make_invite(members[0], MakeInvite(), lambda: 1_000_000)
             assert answer["secret"] is True

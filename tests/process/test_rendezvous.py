@@ -8,8 +8,9 @@ import psutil
 import pytest
 
 from cli.node_process import NodeProcess, free_ports
-from node.control import ControlError, MakeInvite, MergeNow, ask
+from node.control import ControlError, MakeAdvert, MakeInvite, MergeNow, ask
 from node.status import NodeStatus
+from p2p.advert import read_list
 from p2p.invite import Invite
 from tests.process.single_node import SingleNode
 from tests.process.swarm import SPEC, merged_alike, until
@@ -51,6 +52,12 @@ async def test_trainers_that_know_only_the_rendezvous_merge_and_then_do_without_
                 await ask(rendezvous.home.control_socket, "merge_now", MergeNow())
             line = await ask(rendezvous.home.control_socket, "invite", MakeInvite())
             invite = Invite.parse(line["invite"], now_unix_s=0.0)
+            told = await ask(
+                rendezvous.home.control_socket, "advert", MakeAdvert(about="a test", expires_s=60)
+            )
+            (advert,), unusable = read_list(told["advert"].encode(), 0.0, origin="the rendezvous")
+            assert (advert.claim.run, advert.peer, unusable) == (seen.run_id, seen.peer, [])
+            assert seen.addresses[0] in advert.claim.addresses
             assert invite.run.hex() == seen.run_id
             assert invite.addresses[0] == seen.addresses[0]
 
