@@ -63,15 +63,21 @@ class Verdict:
     """At which most of them got an answer."""
 
 
-def judge(views: Sequence[DialBack]) -> Verdict:
-    """What those say together who see this peer on the internet: at least half of them must have got an answer."""
-    telling = [view for view in views if is_routed(view.host)]
-    if not telling:
+def judge(views: Sequence[DialBack], claimed: Sequence[str]) -> Verdict:
+    """What those say together who see this peer on the internet: at least half of them must have got an answer.
+
+    ``claimed``: the addresses they were asked about. An answer from anywhere but the host that they see, at a port of
+    these, was never asked for, and others are not told of it.
+    """
+    answers = [
+        set(view.answered) & set(where_to_dial(view.host, claimed)) for view in views if is_routed(view.host)
+    ]
+    if not answers:
         return Verdict("unknown", ())
-    counted = Counter(address for view in telling for address in set(view.answered))
-    agreed = tuple(sorted(address for address, votes in counted.items() if 2 * votes >= len(telling)))
-    reached = sum(bool(view.answered) for view in telling)
-    return Verdict("public" if 2 * reached >= len(telling) else "private", agreed)
+    counted = Counter(address for answered in answers for address in answered)
+    agreed = tuple(sorted(address for address, votes in counted.items() if 2 * votes >= len(answers)))
+    reached = sum(bool(answered) for answered in answers)
+    return Verdict("public" if 2 * reached >= len(answers) else "private", agreed)
 
 
 def where_to_dial(host: str, claimed: Sequence[str]) -> list[str]:
@@ -144,16 +150,18 @@ class Reachability:
     async def _look(self) -> None:
         if not self._links.neighbours:
             # Wherever this peer is when it has some again, it has to be asked anew.
-            self.reach, self._ask_at_s = "unknown", 0.0
+            self._ask_at_s = 0.0
+            self._learn(Verdict("unknown", ()))
         elif trio.current_time() >= self._ask_at_s:
-            verdict = judge(await self._ask_around())
+            verdict = await self._ask_around()
             if verdict.reach != "unknown":
                 self._learn(verdict)
                 self._ask_at_s = trio.current_time() + ASKED_AGAIN_S
 
-    async def _ask_around(self) -> list[DialBack]:
+    async def _ask_around(self) -> Verdict:
         """What a few neighbours say, in as many places of the internet as there are."""
         own = [each for each in self._transport.local.addresses if split_circuit(each) is None]
+        own = own[: self._limits.addresses_per_peer_max]
         seen = {peer: self._transport.host_of(peer) for peer in self._links.neighbours}
         near = [(peer, multiaddr_of(host, 1)) for peer, host in seen.items() if host and is_routed(host)]
         views: list[DialBack] = []
@@ -177,7 +185,7 @@ class Reachability:
             async with trio.open_nursery() as nursery:
                 for peer in most_diverse(near, ASKED_MAX):
                     nursery.start_soon(ask, peer)
-        return views
+        return judge(views, own)
 
     def _learn(self, verdict: Verdict) -> None:
         if verdict.reach != self.reach:

@@ -54,12 +54,20 @@ def view(host="45.1.0.7", *answered):
     ],
 )
 def test_half_of_those_who_can_tell_decide(views, verdict):
-    assert judge(views) == verdict
+    assert judge(views, [HERE]) == verdict
+
+
+def test_nobody_has_us_tell_of_what_was_not_asked_for():
+    lies = ("/ip4/203.0.113.9/tcp/4100", "/ip4/45.1.0.7/tcp/22", "nonsense", "/dns/example.org/tcp/4100")
+    assert judge([view("45.1.0.7", *lies)], [HERE]) == Verdict("private", ())
+    # The port that was claimed, at the address of a router that forwards it.
+    seen = [view("45.1.0.7", HERE, *lies)]
+    assert judge(seen, ["/ip4/192.168.1.5/tcp/4100"]) == Verdict("public", (HERE,))
 
 
 @given(st.lists(st.builds(DialBack, host=st.text(max_size=20), answered=st.lists(st.text(), max_size=8))))
 def test_whatever_is_said_there_is_a_verdict(views):
-    verdict = judge(views)
+    verdict = judge(views, [HERE])
     assert set(verdict.addresses) <= {address for each in views for address in each.answered}
 
 
