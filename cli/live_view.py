@@ -17,7 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from cli.views import duration, linked, loss, mix_text, progress_text
+from cli.views import arrival_text, duration, linked, loss, mix_text, progress_text
 from node.config import format_bytes
 from node.status import NodeStatus
 
@@ -149,6 +149,8 @@ def row_line(row: NodeRow, names: Mapping[str, str]) -> str:
 
 def exchange_text(status: NodeStatus, names: Mapping[str, str]) -> str:
     """What it exchanged last, in a few words."""
+    if status.arrival is not None:
+        return arrival_text(status.arrival)
     if status.records is None:
         return mix_text(status.last_mix, names)
     state = f", state {status.records.state[:8]}" if status.records.state else ""

@@ -13,9 +13,10 @@ from node.config import format_bytes
 from node.status import members_by_state
 
 if TYPE_CHECKING:
-    from node.status import LogStatus, MixReport, NodeStatus, PeerStatus
+    from node.status import Arrival, LogStatus, MixReport, NodeStatus, PeerStatus
 
 MIX_PEERS_SHOWN = 3
+ARRIVAL_CELLS = 20
 
 
 def status_text(status: NodeStatus) -> str:
@@ -233,6 +234,7 @@ def _exchange_lines(status: NodeStatus) -> list[tuple[str, str]]:
         return [
             ("mix", f"{mix_text(status.last_mix)}   {_mixes_text(status)}"),
             ("merge", _merge_text(status)),
+            *([("fetch", arrival_text(status.arrival))] if status.arrival is not None else []),
         ]
     also = "".join(
         f", {count:,} {what}"
@@ -251,6 +253,16 @@ def _exchange_lines(status: NodeStatus) -> list[tuple[str, str]]:
             ("ceiling", f"{records.ceiling:.0f} peers like this one, and applying takes as long as probing")
         )
     return lines
+
+
+def arrival_text(arrival: Arrival) -> str:
+    """How much of a merge's weights is here, as a bar and in figures."""
+    filled = ARRIVAL_CELLS * arrival.received // arrival.total
+    count = len(arrival.holders)
+    return (
+        f"{'█' * filled}{'░' * (ARRIVAL_CELLS - filled)}  {format_bytes(arrival.received)} of "
+        f"{format_bytes(arrival.total)}, from {count} member{'' if count == 1 else 's'}"
+    )
 
 
 def _mixes_text(status: NodeStatus) -> str:

@@ -32,6 +32,7 @@ from gossip.ledger import PeerLedger
 from gossip.messages import (
     HELLO_PROTOCOL,
     PROTOCOL_VERSION,
+    VERSIONS_APART_MAX,
     Heartbeat,
     Hello,
     Message,
@@ -360,7 +361,7 @@ class Links:
             raise CallRefused(
                 "wrong-run", f"one side is in run {self._run.hex()[:12]}, the other in {hello.run.hex()[:12]}"
             )
-        if hello.version != PROTOCOL_VERSION:
+        if abs(hello.version - PROTOCOL_VERSION) > VERSIONS_APART_MAX:
             raise CallRefused(
                 "version", f"one side speaks version {PROTOCOL_VERSION}, the other {hello.version}"
             )

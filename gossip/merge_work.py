@@ -175,6 +175,12 @@ class MergeWork:
         if failures:
             raise failures[0]
 
+    def to_obtain(self, record: MergeRecord) -> list[ShardRef]:
+        """The shards that ``obtain`` brings for ``record``: updates where they can be applied, or else results."""
+        by_update = self._host.holds_anchor(record.parent)
+        updates = [_update(record, piece) if by_update else None for piece in range(len(record.results))]
+        return [update or result for update, result in zip(updates, record.results, strict=True)]
+
     async def foresee(self, record: MergeRecord, timeout_s: float) -> None:
         """Bring what their owners have of the results, in case ``record`` is proposed; the last foreseen one alone."""
         self._foreseeing.cancel()

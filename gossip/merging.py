@@ -40,6 +40,7 @@ from gossip.messages import (
     MergeReply,
     MergeRequest,
     Message,
+    ShardRef,
 )
 from gossip.progress import Progress
 from p2p.errors import GossamerError
@@ -138,6 +139,8 @@ class Merger:
         """The attempt under way, cancelled when the link is decided by somebody else."""
         self._adopted = self._chain.head
         self._adopted_height = 0
+        self.obtaining: list[ShardRef] = []
+        """What a committed merge consists of that this node is bringing here in order to take it over."""
         self._attempts = 0
         self._commits = 0
         self._problem = ""
@@ -435,7 +438,11 @@ class Merger:
         holders = [PeerId(acknowledgement.peer) for acknowledgement in committed.acknowledgements]
         # Nobody waits for this, and it may be a whole model over a slow line: a holder that stalls is noticed anyway.
         patience_s = self._limits.merge_transfer_timeout_s
-        await self._work.obtain(record, [*holders, *self._host.alive()], patience_s)
+        self.obtaining = self._work.to_obtain(record)
+        try:
+            await self._work.obtain(record, [*holders, *self._host.alive()], patience_s)
+        finally:
+            self.obtaining = []
         contributed = any(own in record.contributors for own in self._member.contributions(record.parent))
         began_s = self._turns.began_s
         duration_s = trio.current_time() - began_s if began_s is not None else 0.0

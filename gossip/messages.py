@@ -16,6 +16,8 @@ from p2p.codec import WireMessage
 from p2p.transport import ProtocolName
 
 PROTOCOL_VERSION = 1
+VERSIONS_APART_MAX = 1
+"""Between neighbours: a swarm is updated node by node, and the newer of two speaks as the older does."""
 
 HELLO_PROTOCOL = ProtocolName("/gossamer/hello/1")
 SYNC_PROTOCOL = ProtocolName("/gossamer/sync/1")

@@ -42,6 +42,8 @@ from p2p.transport import PeerId, Transport
 
 HOLDERS_AT_ONCE_MAX = 4
 """Holders one fetch pulls from in parallel; the others stand by."""
+GIVEN_KEPT = 64
+"""Shards of which it is remembered who sent them: more than one merge has pieces."""
 REQUEST_BYTES_MAX = 1024
 OUTLINE_BYTES_MAX = 64 << 10
 PACED_PIECE_BYTES = 64 << 10
@@ -154,6 +156,16 @@ class ShardFetcher:
         self._slots = trio.CapacityLimiter(limits.fetches_max)
         self.bytes_pulled: Counter[PeerId] = Counter()
         """Checked bytes received since the start, by holder."""
+        self._jobs: list[_Job] = []
+        self._given: deque[tuple[ShardRef, set[PeerId]]] = deque(maxlen=GIVEN_KEPT)
+
+    def progress_of(self, ref: ShardRef) -> tuple[int, set[PeerId]]:
+        """Checked bytes of a shard that is being fetched, 0 of any other; who has sent parts of it, of late or now."""
+        jobs = [job for job in self._jobs if job.ref == ref]
+        given = [givers for done, givers in self._given if done == ref]
+        return max((job.received for job in jobs), default=0), set().union(
+            *given, *(job.givers for job in jobs)
+        )
 
     async def fetch(
         self, ref: ShardRef, holders: Sequence[PeerId], *, timeout_s: float, pacer: Pacer | None = None
@@ -168,10 +180,15 @@ class ShardFetcher:
         usable = [peer for peer in holders if not self.ledger.banned(peer)]
         self._rng.shuffle(usable)
         job = _Job(ref, deque(usable))
-        with trio.move_on_after(timeout_s) as deadline:
-            async with self._slots, trio.open_nursery() as nursery:
-                for _ in usable[:HOLDERS_AT_ONCE_MAX]:
-                    nursery.start_soon(self._work, job, pacer, nursery.cancel_scope)
+        self._jobs.append(job)
+        try:
+            with trio.move_on_after(timeout_s) as deadline:
+                async with self._slots, trio.open_nursery() as nursery:
+                    for _ in usable[:HOLDERS_AT_ONCE_MAX]:
+                        nursery.start_soon(self._work, job, pacer, nursery.cancel_scope)
+        finally:
+            self._jobs.remove(job)
+            self._given.append((ref, job.givers))
         if not job.missing:
             return b"".join(job.chunks)
         if deadline.cancelled_caught:
@@ -214,8 +231,14 @@ class _Job:
         self.hashes: list[bytes] | None = None
         self.unasked = deque(range(len(self.chunks)))
         self.missing = len(self.chunks)
+        self.givers: set[PeerId] = set()
         self.failures: list[str] = []
         self._handed_back = trio.Event()
+
+    @property
+    def received(self) -> int:
+        """Checked bytes that are here."""
+        return sum(map(len, self.chunks))
 
     def hand_back(self, chunks: Sequence[int]) -> None:
         """Chunks that a failed holder still owed are for others to ask."""
@@ -233,8 +256,8 @@ class _Job:
             raise _HolderFailed("hash", "an outline that does not match the shard's root")
         self.hashes = outline.chunks
 
-    def accept_chunk(self, index: int, chunk: bytes) -> None:
-        """Keep a chunk if it matches its hash. Raises _HolderFailed."""
+    def accept_chunk(self, index: int, chunk: bytes, giver: PeerId) -> None:
+        """Keep a chunk from ``giver`` if it matches its hash. Raises _HolderFailed."""
         digest = blake3(chunk).digest()
         if self.hashes is None:
             # A shard of one chunk needs no outline: its only possible outline follows from the chunk.
@@ -243,6 +266,7 @@ class _Job:
             raise _HolderFailed("hash", f"chunk {index} does not match its hash")
         self.chunks[index] = chunk
         self.missing -= 1
+        self.givers.add(giver)
 
 
 class _Pull:
@@ -293,7 +317,7 @@ class _Pull:
                 outline_owed = False
             elif self._owed:
                 index = self._owed[0]
-                job.accept_chunk(index, await self._receive_chunk(stream, index))
+                job.accept_chunk(index, await self._receive_chunk(stream, index), self._peer)
                 self._owed.popleft()
                 self._fetcher.count_pulled(self._peer, chunk_size(job.ref, index))
             elif job.unasked and self._pacer is not None:

@@ -25,8 +25,10 @@ from gossip.messages import ShardRef
 from gossip.newcomer import members_known_to
 from gossip.shard_transfer import ShardFetcher
 from gossip.store import ShardMissing, ShardStore, outline_of
+from node.config import format_bytes
 from p2p.errors import GossamerError, MalformedMessage, TransportError
 from p2p.limits import Limits
+from p2p.service import open_service_nursery
 from p2p.transport import PeerId, PeerRecord, Transport
 from training.base_weights import BaseError, Shapes, base_from_bytes, base_to_bytes, load_base, shapes_of
 from training.huggingface import Pretrained
@@ -37,6 +39,7 @@ from training.spec_sections import GptSpec, HuggingFaceSpec, OneByteSpec
 FETCH_TIMEOUT_S = 3600.0
 ATTEMPTS, RETRY_S = 40, 3.0
 """Two minutes for the first member to be up."""
+TOLD_EVERY_S = 3.0
 
 log = structlog.get_logger()
 
@@ -168,7 +171,9 @@ class BaseSource:
         for _ in range(ATTEMPTS):
             try:
                 holders = await _connected(self._transport, self._bootstrap, self._limits)
-                return await fetcher.fetch(ref, holders, timeout_s=FETCH_TIMEOUT_S)
+                async with open_service_nursery() as services:
+                    services.start_soon(_tell_progress, fetcher, ref)
+                    return await fetcher.fetch(ref, holders, timeout_s=FETCH_TIMEOUT_S)
             except GossamerError as error:
                 why = error.why or error.what
             await trio.sleep(RETRY_S)
@@ -187,6 +192,13 @@ def _packed_weights(path: Path, shapes: Shapes, pretrained: Pretrained | None) -
     if pretrained is not None and path.is_dir():
         return base_to_bytes(pretrained.read_weights(path))
     return base_to_bytes(load_base(path, shapes))
+
+
+async def _tell_progress(fetcher: ShardFetcher, ref: ShardRef) -> None:
+    while True:
+        await trio.sleep(TOLD_EVERY_S)
+        received, givers = fetcher.progress_of(ref)
+        log.info("fetching", received=format_bytes(received), of=format_bytes(ref.size), holders=len(givers))
 
 
 async def _connected(transport: Transport, bootstrap: Sequence[str], limits: Limits) -> list[PeerId]:

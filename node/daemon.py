@@ -19,7 +19,7 @@ from gossip.store import ShardStore
 from node.base import BaseSource, files_ref, weights_ref
 from node.commands import Commands
 from node.compute import ThreadCompute
-from node.config import NodeConfig
+from node.config import NodeConfig, format_bytes
 from node.control import serve_control
 from node.costs import Costs
 from node.gossip_node import GossipNode
@@ -50,6 +50,7 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 PROGRESS_EVERY_S = 30.0
+ARRIVAL_EVERY_S = 3.0
 
 
 def run_node(
@@ -128,6 +129,8 @@ async def _run_with_controls(node: Node, around: Surroundings, *, task: Task, li
             "node up", peer=node.local, run=node.spec.name, addresses=node.runtime.transport.local.addresses
         )
         nursery.start_soon(_log_progress, node)
+        if isinstance(node, GossipNode):
+            nursery.start_soon(_log_arrivals, node)
         nursery.start_soon(ServiceManager(os.environ, pid=os.getpid()).keep_told, partial(_in_words, node))
         await node.run()
         nursery.cancel_scope.cancel()
@@ -185,6 +188,22 @@ async def _log_progress(node: Node) -> None:
                 **node.facts(),
                 peers=len(node.members.alive(trio.current_time())),
             )
+
+
+async def _log_arrivals(node: GossipNode) -> None:
+    """A line now and then while the weights of a merge take their time to come."""
+    waited = False
+    while True:
+        await trio.sleep(ARRIVAL_EVERY_S)
+        arrival = node.merges.arrival
+        if arrival is not None and waited:
+            log.info(
+                "fetching the merged weights",
+                received=format_bytes(arrival.received),
+                of=format_bytes(arrival.total),
+                holders=len(arrival.holders),
+            )
+        waited = arrival is not None
 
 
 def _in_words(node: Node) -> str:

@@ -50,6 +50,7 @@ def describe(node: Node, *, device: str, parameters: int, unit: str, name: str) 
         last_merge=gossip.merges.last if gossip else None,
         last_merge_s_ago=_merged_s_ago(gossip) if gossip else None,
         merges=gossip.merges.count if gossip else 0,
+        arrival=gossip.merges.arrival if gossip else None,
         records=_describe_records(node) if isinstance(node, OneByteNode) and node.remembers else None,
         bytes_sent=traffic.bytes_sent,
         bytes_received=traffic.bytes_received,

@@ -28,6 +28,7 @@ from gossip.store import ShardStore
 from node.compute import Compute
 from node.costs import Costs
 from node.merge_values import Inputs, MergeValues, Pledge
+from node.status import Arrival
 from p2p.errors import GossamerError
 from p2p.transport import PeerId
 from training.learner import Learner
@@ -155,6 +156,17 @@ class NodeMergeHost:
         if not self._store.holds(ref):
             data = await self._fetcher.fetch(ref, holders, timeout_s=timeout_s)
             await self._store.put(data)
+
+    def arrival_of(self, refs: Sequence[ShardRef]) -> Arrival | None:
+        """How much of ``refs`` is here; None when all is, or nothing is wanted."""
+        if all(map(self._store.holds, refs)):
+            return None
+        received, givers = 0, set[PeerId]()
+        for ref in refs:
+            here, by = self._fetcher.progress_of(ref)
+            received += ref.size if self._store.holds(ref) else here
+            givers |= by
+        return Arrival(received=received, total=sum(ref.size for ref in refs), holders=sorted(givers))
 
     def hold(self, record: MergeRecord) -> None:
         """Pin the results, as far as they are in the store, until the link is decided."""

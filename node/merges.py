@@ -24,7 +24,7 @@ from node.life import NodeState, save_state
 from node.merge_host import Adoption, NodeMergeHost
 from node.rounds import MemberProgress, MergeWatch, Rounds, Train
 from node.runtime import Runtime
-from node.status import MergeReport
+from node.status import Arrival, MergeReport
 from p2p.errors import GossamerError
 from training.learner import Learner
 from training.merge_math import weights_hash
@@ -80,6 +80,11 @@ class Merges:
         """Anchors taken since the start, the one found again after a restart included."""
         self.problem = ""
         """What stands in the way, for people; empty when nothing does."""
+
+    @property
+    def arrival(self) -> Arrival | None:
+        """How far the weights of a committed merge have come that is to be taken over; None while there is none."""
+        return self._host.arrival_of(self._merger.obtaining)
 
     async def run(self) -> None:
         """Take care of merges until cancelled."""

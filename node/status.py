@@ -44,6 +44,16 @@ class MergeReport(msgspec.Struct, frozen=True, kw_only=True):
     duration_s: float
 
 
+class Arrival(msgspec.Struct, frozen=True, kw_only=True):
+    """The weights of a merge on their way here: what a newcomer, or whoever was away, waits for."""
+
+    received: int
+    """Checked bytes, of ``total``."""
+    total: int
+    holders: list[str]
+    """Who has sent parts of it."""
+
+
 class RecordStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One-byte mode: what the weights hold, and who holds the same."""
 
@@ -186,6 +196,8 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     last_merge_s_ago: float | None = None
     """Since this process took its anchor; None for a merge that it remembers from an earlier life."""
     merges: int
+    arrival: Arrival | None = None
+    """None while no weights are on their way."""
     records: RecordStatus | None = None
     """None in gossip mode."""
     bytes_sent: int

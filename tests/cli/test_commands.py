@@ -18,6 +18,7 @@ from cli.exit_codes import ExitCode, exit_code_of
 from cli.views import peers_table, status_text
 from node.control import ControlError, Evaluate, Export, HandOver, MakeInvite, Sample, Stop
 from node.home import Home
+from node.status import Arrival
 from p2p.errors import GossamerError
 from tests.cli.fake_node import MERGE, PEERS, FakeNode, status_of
 
@@ -392,6 +393,13 @@ def test_whether_others_can_dial_the_node_is_told(
     text = status_text(status_of(0, reach=reach, relays=relays))
     assert ("reach" in text) == (told is not None)
     assert told is None or told in text
+
+
+def test_weights_on_their_way_are_told_with_a_bar() -> None:
+    arrival = Arrival(received=12_500_000, total=50_000_000, holders=["a", "b", "c"])
+    text = status_text(status_of(0, arrival=arrival))
+    assert "█████" + 15 * "░" + "  11.9 MiB of 47.7 MiB, from 3 members" in text
+    assert "fetch" not in status_text(status_of(0))
 
 
 def test_who_is_connected_through_a_relay_is_shown_as_such() -> None:

@@ -267,11 +267,22 @@ async def test_a_newcomer_fetches_the_spec_and_believes_only_its_hash(world, aut
         assert member.ledger.standing(newcomer.peer) == 100.0
 
 
+@pytest.mark.parametrize("apart", [-1, 1])
+async def test_neighbours_may_be_one_version_apart(world, autojump_clock, apart):
+    first, other = IDENTITIES[:2]
+    async with world.node(first) as member, world.network.open_host(other.peer) as host:
+        await host.connect(member.host.local)
+        hello = Hello(run=RUN, version=PROTOCOL_VERSION + apart, agent="x", addresses=[])
+        answer = await call(host, first.peer, HELLO_PROTOCOL, hello, Hello, timeout_s=5)
+        assert answer.version == PROTOCOL_VERSION
+        assert member.links.neighbours == [other.peer]
+
+
 async def test_strange_greetings_are_refused(world, autojump_clock):
     first, stranger = IDENTITIES[:2]
     async with world.node(first) as member, world.network.open_host(stranger.peer) as host:
         await host.connect(member.host.local)
-        newer = Hello(run=RUN, version=PROTOCOL_VERSION + 1, agent="x", addresses=[])
+        newer = Hello(run=RUN, version=PROTOCOL_VERSION + 2, agent="x", addresses=[])
         with pytest.raises(CallRefused, match="version"):
             await call(host, first.peer, HELLO_PROTOCOL, newer, Hello, timeout_s=5)
         for garbage in (b"\xff\xff\xff\xff", b"\x00\x00\x00\x02hi"):

@@ -17,6 +17,7 @@ from netsim.network import LinkModel, open_sim_network
 from netsim.quadratic import Quadratic, QuadraticProblem
 from netsim.world import Machine, World
 from node.gossip_node import GossipNode
+from node.status import Arrival
 from tests.netsim.test_world import until
 from training.run_spec import parse_run_spec, run_id
 
@@ -83,6 +84,14 @@ async def caught_up(node: GossipNode, began_s: float) -> float:
     return (trio.current_time() - began_s) / (STATE_BYTES / LINE_BYTES_PER_S)
 
 
+async def listen(node: GossipNode, told: list[Arrival]) -> None:
+    """What it says of the weights on their way."""
+    while True:
+        if (arrival := node.merges.arrival) is not None:
+            told.append(arrival)
+        await trio.sleep(0.1)
+
+
 async def contributes(node: GossipNode) -> int:
     """To which merge after the first that it took over."""
     began = node.merger.head_height
@@ -103,7 +112,16 @@ def holders(node: GossipNode) -> int:
 def test_a_newcomer_is_soon_where_the_others_are() -> None:
     async def main(world: World) -> None:
         node, began_s = await newcomer(world)
-        assert await caught_up(node, began_s) < SLOWER_MAX
+        async with trio.open_nursery() as nursery:
+            told: list[Arrival] = []
+            nursery.start_soon(listen, node, told)
+            assert await caught_up(node, began_s) < SLOWER_MAX
+            nursery.cancel_scope.cancel()
+        received = [arrival.received for arrival in told if arrival.total == told[-1].total]
+        assert received == sorted(received)
+        assert 0.99 * STATE_BYTES < told[-1].total < 1.01 * STATE_BYTES
+        assert received[0] < 0.3 * STATE_BYTES < 0.7 * STATE_BYTES < received[-1]
+        assert len(told[-1].holders) >= 3
         assert holders(node) >= 3
         assert node.fetcher.bytes_pulled.total() < 1.1 * STATE_BYTES
         assert await contributes(node) <= 2
