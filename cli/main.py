@@ -5,6 +5,7 @@ Starting must stay quick: torch and libp2p are imported by ``gossamer run`` alon
 
 from __future__ import annotations
 
+import itertools
 import sys
 import tempfile
 import traceback
@@ -65,14 +66,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return ExitCode.INTERRUPTED
     except _Misuse as misuse:
         if text := misuse.format_message():  # else its help has been shown instead
-            _print_error(_usage(text, misuse.ctx), ExitCode.USAGE, arguments)
+            _print_error(_usage(text, misuse.ctx, arguments), ExitCode.USAGE, arguments)
         return ExitCode.USAGE
     except BaseException as error:
         return _explain(error, arguments)
     return code if isinstance(code, int) else ExitCode.OK
 
 
-def _usage(text: str, context: typer.Context) -> GossamerError:
+def _usage(text: str, context: typer.Context | None, arguments: Sequence[str]) -> GossamerError:
+    if (
+        context is None
+    ):  # an option that is the last word and lacks its value: the parser does not say of which command
+        named = itertools.takewhile(lambda word: not word.startswith("-"), arguments)
+        fix = " ".join(["gossamer", *named, "--help"])
+        return GossamerError(text, why="the line ends where its value should come", fix=fix)
     form = " ".join(context.get_usage().split()).removeprefix("Usage: ")
     return GossamerError(text, why=f"the form is: {form}", fix=f"{context.command_path} --help")
 

@@ -395,6 +395,18 @@ def test_whether_others_can_dial_the_node_is_told(
     assert told is None or told in text
 
 
+@pytest.mark.parametrize(
+    ("arguments", "fix"),
+    [(["run", "--bootstrap"], "gossamer run --help"), (["--no-color", "run", "--part"], "gossamer --help")],
+)
+def test_an_option_whose_value_is_left_out(gossamer: Gossamer, arguments: list[str], fix: str) -> None:
+    shown = gossamer(*arguments)
+    assert shown.code == ExitCode.USAGE
+    assert [line.split()[0] for line in shown.err.splitlines()] == ["error", "why", "fix"]
+    assert arguments[-1] in shown.err
+    assert fix in shown.err
+
+
 def test_weights_on_their_way_are_told_with_a_bar() -> None:
     arrival = Arrival(received=12_500_000, total=50_000_000, holders=["a", "b", "c"])
     text = status_text(status_of(0, arrival=arrival))
