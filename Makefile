@@ -2,13 +2,15 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo compare test test-full check unit conformance processes bench experiments one-byte-learning quality clean
+.PHONY: install demo compare test test-full check unit conformance processes bench experiments one-byte-learning quality clean
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest -q
+
+install: $(READY)  ## the command, as .venv/bin/gossamer
 
 demo: $(READY)  ## four nodes and one alone train on this machine, merge and report: three to nine minutes
 	$(BIN)/gossamer testnet up --run examples/demo.toml --nodes 4 --alone 1 --fresh --dir swarm
