@@ -216,6 +216,7 @@ def _network_lines(status: NodeStatus) -> list[tuple[str, str]]:
         ("members", f"{members_text(status)}   {linked(status)} connected"),
         ("net", f"sent {format_bytes(status.bytes_sent)}, received {format_bytes(status.bytes_received)}"),
         *([("reach", reach_text(status))] if status.reach != "unknown" else []),
+        *([("router", f"forwards {', '.join(status.mapped)}")] if status.mapped else []),
     ]
 
 

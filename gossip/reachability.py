@@ -102,6 +102,8 @@ class Reachability:
         self, *, transport: Transport, links: Links, book: AddressBook, ledger: PeerLedger, limits: Limits
     ) -> None:
         self.reach: Reach = "unknown"
+        self.mapped: tuple[str, ...] = ()
+        """Where a router says that it forwards to this peer."""
         self._transport = transport
         self._links = links
         self._book = book
@@ -122,6 +124,11 @@ class Reachability:
     def relays(self) -> list[PeerId]:
         """Through whom this peer can be reached, sorted."""
         return sorted(self._relays)
+
+    def mapped_at(self, addresses: Sequence[str]) -> None:
+        """A router says that it forwards ``addresses`` to this peer, and no others: ask about them, and soon."""
+        self.mapped = tuple(addresses)
+        self._ask_at_s = 0.0
 
     def on_change(self, callback: Callable[[], None]) -> None:
         """Call ``callback()`` when others have to be told of other addresses."""
@@ -152,16 +159,19 @@ class Reachability:
             # Wherever this peer is when it has some again, it has to be asked anew.
             self._ask_at_s = 0.0
             self._learn(Verdict("unknown", ()))
-        elif trio.current_time() >= self._ask_at_s:
+        elif (now_s := trio.current_time()) >= self._ask_at_s:
+            # Before the question, so that a mapping which is made meanwhile leads to another one.
+            self._ask_at_s = now_s + ASKED_AGAIN_S
             verdict = await self._ask_around()
             if verdict.reach != "unknown":
                 self._learn(verdict)
-                self._ask_at_s = trio.current_time() + ASKED_AGAIN_S
+            else:
+                self._ask_at_s = 0.0
 
     async def _ask_around(self) -> Verdict:
         """What a few neighbours say, in as many places of the internet as there are."""
-        own = [each for each in self._transport.local.addresses if split_circuit(each) is None]
-        own = own[: self._limits.addresses_per_peer_max]
+        local = [each for each in self._transport.local.addresses if split_circuit(each) is None]
+        own = list(dict.fromkeys((*self.mapped, *local)))[: self._limits.addresses_per_peer_max]
         seen = {peer: self._transport.host_of(peer) for peer in self._links.neighbours}
         near = [(peer, multiaddr_of(host, 1)) for peer, host in seen.items() if host and is_routed(host)]
         views: list[DialBack] = []

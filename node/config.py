@@ -64,6 +64,9 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             "Find members on the local network, and tell it that this node is there and what it listens on."
         ),
     ] = False
+    upnp: Annotated[
+        bool, _about("Ask the router by UPnP to forward the port, so that others can dial this node.")
+    ] = True
     allow: Annotated[
         tuple[str, ...],
         _about("Connect with these peer ids and nobody else; all, when none is named.", max_length=1024),

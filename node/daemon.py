@@ -125,6 +125,8 @@ async def _run_with_controls(node: Node, around: Surroundings, *, task: Task, li
             nursery.start_soon(_stop_when_finished, node)
         if around.found is not None:
             nursery.start_soon(follow_lan, around.found, node.links)
+        if around.port_mapping is not None:
+            around.port_mapping.on_change(node.reachability.mapped_at)
         log.info(
             "node up", peer=node.local, run=node.spec.name, addresses=node.runtime.transport.local.addresses
         )

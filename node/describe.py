@@ -30,6 +30,7 @@ def describe(node: Node, *, device: str, parameters: int, unit: str, name: str) 
         addresses=[f"{address}/p2p/{node.local}" for address in node.runtime.transport.local.addresses],
         reach=node.reachability.reach,
         relays=[*node.reachability.relays],
+        mapped=[*node.reachability.mapped],
         run_id=node.run_id.hex(),
         run_name=node.spec.name,
         private=node.swarm_key is not None,

@@ -95,6 +95,8 @@ async def _live(
                 nursery.start_soon(serve_status, around.metrics, commands.snapshot)
             if around.found is not None:
                 nursery.start_soon(follow_lan, around.found, rendezvous.links)
+            if around.port_mapping is not None:
+                around.port_mapping.on_change(rendezvous.reachability.mapped_at)
             log.info(
                 "rendezvous up",
                 peer=rendezvous.local,
@@ -157,6 +159,7 @@ class RendezvousCommands:
             addresses=[f"{address}/p2p/{rendezvous.local}" for address in transport.local.addresses],
             reach=rendezvous.reachability.reach,
             relays=[*rendezvous.reachability.relays],
+            mapped=[*rendezvous.reachability.mapped],
             run_id=rendezvous.run_id.hex(),
             run_name=rendezvous.spec.name,
             private=rendezvous.swarm_key is not None,

@@ -169,6 +169,8 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Whether others can dial this node, as far as neighbours could tell."""
     relays: list[str] = []
     """Through whom it is reached, where nobody can."""
+    mapped: list[str] = []
+    """Where the router says that it forwards to this node, asked by UPnP."""
     run_id: str
     run_name: str
     private: bool = False

@@ -1,8 +1,8 @@
 """What every daemon finds around it, whatever it does in its run: home, key, sockets, local network, spec.
 
 Owns the order in which they are had, which matters: lock the home, load the keys, open the transport and the metrics'
-socket (which claims the ports), begin the search of the local network where that is wanted, learn the spec (from peers
-when only its hash is known). Never imports torch: a rendezvous needs none.
+socket (which claims the ports), begin the search of the local network where that is wanted and ask the router for the
+port, learn the spec (from peers when only its hash is known). Never imports torch: a rendezvous needs none.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ from node.lan import LanSearch
 from node.metrics import MetricsPage
 from node.metrics_server import listen_for_metrics, serve_metrics
 from node.newcomer import Newcomer
+from node.port_mapping import PortMapping, UpnpRouter, worth_mapping
 from node.status import NodeStatus
 from node.version import VERSION
 from p2p.errors import GossamerError
 from p2p.identity import Identity
-from p2p.libp2p_transport import open_libp2p
+from p2p.libp2p_transport import Libp2pTransport, open_libp2p
 from p2p.limits import Limits
 from p2p.relay import RelayTerms
 from p2p.service import open_service_nursery
@@ -66,6 +67,8 @@ class Surroundings:
     """Of the run's swarm, where it is a private one."""
     found: Found | None
     """Whom the local network announces; None where it is not searched."""
+    port_mapping: PortMapping | None
+    """What the router forwards; None where it is not asked."""
     metrics: trio.SocketListener | None
     """Where Prometheus may ask; None where nobody is to be answered."""
 
@@ -113,6 +116,9 @@ async def open_surroundings(
                 )
                 services.start_soon(search.run)
                 found = search.found
+            port_mapping = _port_mapping(config, transport)
+            if port_mapping is not None:
+                services.start_soon(port_mapping.keep_mapped)
             if spec is None:
                 spec = await _stored_spec(home, run)
             if spec is None:
@@ -139,6 +145,7 @@ async def open_surroundings(
                 allowed=allowed,
                 swarm_key=swarm_key,
                 found=found,
+                port_mapping=port_mapping,
                 metrics=metrics,
             )
 
@@ -179,6 +186,14 @@ def _relay_terms(config: NodeConfig) -> RelayTerms | None:
     if not config.relay_bytes_per_s_max:
         return None
     return RelayTerms(bytes_per_s_max=config.relay_bytes_per_s_max, wall_time_s=wall_time_s)
+
+
+def _port_mapping(config: NodeConfig, transport: Libp2pTransport) -> PortMapping | None:
+    """Whoever announces addresses has seen to it that they lead here."""
+    if not config.upnp or config.announce:
+        return None
+    socket = worth_mapping(transport.listening, transport.local.addresses)
+    return None if socket is None else PortMapping(UpnpRouter(socket[0]), socket[1])
 
 
 def _tell_who_may_connect(key_file: Path | None, allowed: Collection[PeerId]) -> None:

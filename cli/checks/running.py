@@ -36,6 +36,10 @@ async def check_node(subject: Subject) -> Sequence[Finding]:
     )
     if status.reach != "unknown":
         found += f"; {reach_text(status)}"
+    if status.mapped:
+        found += f"; the router says that it forwards {', '.join(status.mapped)}"
+    elif status.reach == "private":
+        found += "; no router forwards a port to it by UPnP"
     if status.problem:
         return [
             Finding(

@@ -414,6 +414,10 @@ def test_weights_on_their_way_are_told_with_a_bar() -> None:
     assert "fetch" not in status_text(status_of(0))
 
 
+def test_what_the_router_forwards_is_shown() -> None:
+    assert "forwards /ip4/45.3.0.1/tcp/4101" in status_text(status_of(0, mapped=["/ip4/45.3.0.1/tcp/4101"]))
+
+
 def test_who_is_connected_through_a_relay_is_shown_as_such() -> None:
     status = status_of(0)
     peers = [msgspec.structs.replace(peer, connected=True, relay="12D3KooWrelay") for peer in status.peers]

@@ -379,6 +379,9 @@ async def test_what_a_running_node_says_of_itself(healthy: Home) -> None:
         healthy, status_of(0, version=installed, reach="private", relays=["12D3KooWrelay"])
     )
     assert (relayed.level, "reached through" in relayed.found) == ("ok", True)
+    assert "no router forwards" in relayed.found
+    mapped = await looked_at(healthy, status_of(0, version=installed, mapped=["/ip4/45.3.0.1/tcp/4101"]))
+    assert (mapped.level, "forwards /ip4/45.3.0.1/tcp/4101" in mapped.found) == ("ok", True)
     old = await looked_at(healthy, status_of(0, version="0.0.1"))
     assert (old.level, "gossamer stop --hand-over" in old.fix) == ("warn", True)
 

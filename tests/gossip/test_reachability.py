@@ -23,7 +23,7 @@ from gossip.reachability import (
 )
 from netsim.network import open_sim_network
 from p2p.circuits import circuit_address
-from p2p.errors import CallRefused
+from p2p.errors import CallRefused, PeerUnreachable
 from p2p.limits import Limits
 from p2p.rpc import call
 from p2p.service import open_service_nursery
@@ -161,6 +161,38 @@ async def test_what_has_changed_is_found_out_in_time(autojump_clock):
         await wait_for(lambda: nodes[3].reachability.reach == "unknown", timeout_s=120)
         network.heal([cut])
         await wait_for(lambda: nodes[3].reachability.reach == "public", timeout_s=120)
+
+
+async def test_a_port_of_the_router_is_asked_about_at_once_and_told_where_it_answers(autojump_clock):
+    """Also where it is opened while the last question is still under way."""
+    mapped = "/ip4/45.3.0.1/tcp/4101"
+    async with swarm(hidden=(3,)) as (nodes, _):
+        asked, opened = trio.Event(), set()
+
+        async def answers_at(peer, address):
+            asked.set()
+            await trio.sleep(5)
+            if address not in opened:
+                raise PeerUnreachable(address)
+
+        for node in nodes:
+            node.host.answers_at = answers_at
+        hidden = nodes[3].reachability
+        hidden.mapped_at(["/ip4/45.3.0.1/tcp/4102"])
+        await wait_for(lambda: hidden.reach == "private")
+        hidden.mapped_at([])
+        asked = trio.Event()
+        await asked.wait()
+        opened.add(mapped)
+        hidden.mapped_at([mapped])
+        await trio.sleep(3 * CALM_LOOK_S)
+        assert hidden.reach == "public"
+        assert nodes[3].host.local.addresses[0] == mapped
+        assert "/ip4/45.3.0.1/tcp/4102" not in nodes[3].host.local.addresses
+        opened.clear()
+        hidden.mapped_at([])
+        await trio.sleep(3 * CALM_LOOK_S)
+        assert hidden.reach == "private"
 
 
 async def test_one_question_at_a_time_is_worked_on(autojump_clock):
