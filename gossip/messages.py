@@ -29,6 +29,7 @@ LOG_PROTOCOL = ProtocolName("/gossamer/log/1")
 LOG_SYNC_PROTOCOL = ProtocolName("/gossamer/log-sync/1")
 DHT_PROTOCOL = ProtocolName("/gossamer/dht/1")
 REACH_PROTOCOL = ProtocolName("/gossamer/reach/1")
+ADVERTS_PROTOCOL = ProtocolName("/gossamer/adverts/1")
 
 Hash = Annotated[bytes, Meta(min_length=32, max_length=32)]
 """A BLAKE3-256 digest."""
@@ -290,6 +291,28 @@ class Provide(Message, frozen=True):
     """Hold this record, which is the sender's own. Answered by Noted."""
 
     record: ProviderRecord
+
+
+# --- adverts: which swarms there are, asked of nodes of any run -----------------------------------------------
+
+
+ADVERTS_TOLD_MAX = 256
+ADVERT_BYTES_MAX = 4608
+"""More than an advert takes that is within its bounds, and whose addresses can be dialled."""
+PackedAdvert = Annotated[bytes, Meta(min_length=1, max_length=ADVERT_BYTES_MAX)]
+"""A line of a list of swarms, as text in UTF-8."""
+
+
+class WantAdverts(Message, frozen=True):
+    """Ask which swarms a peer knows of that anybody may join. Answered by Adverts."""
+
+    count: Annotated[int, Meta(ge=1, le=ADVERTS_TOLD_MAX)]
+
+
+class Adverts(Message, frozen=True):
+    """The peer's own advert first, if it has one, then some at random of those it holds, as far as they fit."""
+
+    adverts: Annotated[list[PackedAdvert], Meta(max_length=ADVERTS_TOLD_MAX)]
 
 
 # --- records: one-byte mode, what peers learned as signed, hash-chained batches -----------------------------------

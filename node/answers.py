@@ -1,17 +1,14 @@
-"""What every daemon answers over its control socket, a member or a rendezvous: members, invites, the run's spec."""
+"""What every daemon answers over its control socket, a member or a rendezvous: members, invites, adverts, the spec."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from gossip.address_ranges import best_for_strangers
 from gossip.members import Member
 from node.contact import Contact
 from node.control import MakeAdvert, MakeInvite
 from node.status import PeerStatus
-from p2p.advert import ADDRESSES_MAX, Claim, sign_advert
-from p2p.errors import GossamerError
 from p2p.invite import Invite
 from training.run_spec import canonical_bytes, spec_as_toml
 
@@ -37,7 +34,7 @@ def describe_member(contact: Contact, member: Member, *, bytes_pulled: int = 0) 
 
 def make_invite(contact: Contact, request: MakeInvite, wall_time_s: Callable[[], float]) -> dict[str, Any]:
     """One line that lets others join: the run, and addresses of this peer and of others it can vouch for."""
-    addresses = _known_addresses(contact)
+    addresses = contact.known_addresses()
     expires = None if request.expires_s is None else int(wall_time_s()) + request.expires_s
     line = Invite(
         run=contact.run_id,
@@ -50,33 +47,13 @@ def make_invite(contact: Contact, request: MakeInvite, wall_time_s: Callable[[],
 
 def make_advert(contact: Contact, request: MakeAdvert, wall_time_s: Callable[[], float]) -> dict[str, Any]:
     """One signed line for a list of swarms. Raises GossamerError in a private one."""
-    if contact.swarm_key is not None:
-        raise GossamerError(
-            "this swarm is private",
-            why="an advert is for everybody, and without the swarm's key nobody can connect",
-            fix="invite those whom you want: gossamer invite",
-        )
-    claim = Claim(
-        name=contact.spec.name,
-        about=request.about,
-        run=contact.run_id.hex(),
-        parameters=getattr(contact.spec.model, "parameters", 0),
-        addresses=_known_addresses(contact)[:ADDRESSES_MAX],
-        expires_unix_s=int(wall_time_s()) + request.expires_s,
-    )
-    return {"advert": sign_advert(contact.signer, claim).line()}
+    return {"advert": contact.advert(request.about, int(wall_time_s()) + request.expires_s).line()}
 
 
-def _known_addresses(contact: Contact) -> list[str]:
-    """Of this peer and of those it is connected with, one each, which strangers are most likely to reach."""
-    records = [contact.transport.local]
-    for peer in sorted(contact.transport.peers()):
-        record = contact.book.record(peer)
-        if record is not None:
-            records.append(record)
-    return [
-        f"{best_for_strangers(record.addresses)}/p2p/{record.peer}" for record in records if record.addresses
-    ]
+def tell_adverts(contact: Contact) -> dict[str, Any]:
+    """The lines that anybody who asks is told, as text; none where the node takes no part in this."""
+    told = contact.adverts.told() if contact.adverts is not None else []
+    return {"adverts": [line.decode() for line in told]}
 
 
 def show_spec(contact: Contact) -> dict[str, Any]:

@@ -15,11 +15,12 @@ from typing import Any, TypeVar
 import trio
 from torch import Tensor
 
-from node.answers import make_advert, make_invite, show_spec
+from node.answers import make_advert, make_invite, show_spec, tell_adverts
 from node.control import (
     Evaluate,
     Export,
     ForetellMerge,
+    GetAdverts,
     GetLogs,
     GetSpec,
     GetStatus,
@@ -72,6 +73,7 @@ class Commands:
             "sample": self.sample,
             "invite": self.invite,
             "advert": self.advert,
+            "adverts": self.adverts,
             "spec": self.spec,
             "logs": self.logs,
             "verify_logs": self.verify_logs,
@@ -216,6 +218,10 @@ class Commands:
     async def advert(self, request: MakeAdvert) -> dict[str, Any]:
         """A signed line for a list of swarms."""
         return make_advert(self._node, request, self._node.runtime.wall_time_s)
+
+    async def adverts(self, _: GetAdverts) -> dict[str, Any]:
+        """Which swarms it knows of."""
+        return tell_adverts(self._node)
 
     async def spec(self, _: GetSpec) -> dict[str, Any]:
         """The run spec as TOML, and the hash of its canonical bytes."""

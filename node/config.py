@@ -79,8 +79,18 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     ] = True
     swarms: Annotated[
         tuple[str, ...],
-        _about("Lists of swarms, files or URLs, in which gossamer swarms and join look.", max_length=16),
+        _about(
+            "Lists of swarms, files or URLs, and addresses of peers, where gossamer swarms and join look.",
+            max_length=16,
+        ),
     ] = ()
+    advertise: Annotated[
+        str,
+        _about(
+            "What the swarm is for, in a sentence: tells whoever looks for swarms of it; empty tells nobody.",
+            max_length=200,
+        ),
+    ] = ""
     device: Annotated[str, _about("Where to train: auto, cpu, cuda, cuda:1 or mps.")] = "auto"
     threads: Annotated[
         int, _about("Processor threads for training; 0 leaves the choice to torch.", ge=0, le=1024)

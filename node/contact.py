@@ -1,8 +1,8 @@
 """Contact: in touch with one run's swarm. What a member and a rendezvous have in common.
 
 Owns the parts that find, hear and pass on: ledger, notices, members, address book, links, reachability,
-reconciliation, hash table, and what goes between them. Says nothing of its own: who publishes a heartbeat is a member,
-and only ``node.node`` does.
+reconciliation, hash table, adverts of swarms, and what goes between them. Of its own it says where it is, and where its
+owner wants that, what its run is for: who publishes a heartbeat is a member, and only ``node.node`` does.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ from functools import partial
 import trio
 
 from gossip.address_book import AddressBook, parse_peer_address
+from gossip.address_ranges import best_for_strangers
+from gossip.advert_table import ADVERT_S
+from gossip.adverts import AdvertExchange
 from gossip.anti_entropy import AntiEntropy
 from gossip.dht import Dht
 from gossip.dht_search import SEEDS_MAX, DhtSearch
-from gossip.dht_table import run_key
+from gossip.dht_table import KEY_BYTES, run_key
 from gossip.disk import Disk
 from gossip.ledger import PeerLedger
 from gossip.links import Links
@@ -28,6 +31,8 @@ from gossip.notices import NoticeTable
 from gossip.reachability import Reachability
 from gossip.visits import GUESTS_MAX
 from node.runtime import ContactOptions
+from p2p.advert import ADDRESSES_MAX, Advert, Claim, sign_advert
+from p2p.errors import GossamerError
 from p2p.identity import Signer
 from p2p.limits import Limits
 from p2p.transport import PeerDown, PeerEvent, PeerId, PeerRecord, PeerUp, Transport
@@ -52,7 +57,10 @@ class Contact:
         incarnation: int,
         wall_time_s: Callable[[], float],
     ) -> None:
-        """``incarnation``: of the notices that this peer publishes, if it does."""
+        """``incarnation``: of the notices that this peer publishes, if it does.
+
+        Raises GossamerError where a private swarm is to be advertised.
+        """
         self.spec = spec
         self.run_id = run_id(spec)
         self.limits = limits = options.limits
@@ -61,6 +69,9 @@ class Contact:
         self.transport = transport
         self.ledger = PeerLedger(options.allowed and options.allowed | {signer.peer})
         self.swarm_key = options.swarm_key
+        self._about = options.advertise
+        if self._about:
+            self._check_open()
         self.notices = NoticeTable(signer=signer, run=self.run_id, incarnation=incarnation, limits=limits)
         self.members = MemberTable(local=self.local, pace=self.pace)
         self.book = AddressBook(disk, local=self.local, limits=limits, rng=rng)
@@ -91,11 +102,45 @@ class Contact:
         )
         self._bootstrap = bootstrap_records(options.bootstrap, limits)
         self.dht = self._build_dht(signer, rng, wall_time_s) if options.dht else None
+        self.adverts = (
+            self._build_adverts(signer, rng, wall_time_s) if options.dht or options.advertise else None
+        )
         self.began_s = trio.current_time()
 
     def refusals(self) -> dict[str, int]:
         """What peers were refused for, by reason: connections by the transport, the rest by the ledger."""
         return dict(self.ledger.refusals + Counter(self.transport.traffic().connections_refused))
+
+    def known_addresses(self) -> list[str]:
+        """Of this peer and of its neighbours, one each, which strangers are most likely to reach."""
+        near = (self.book.record(peer) for peer in self.links.neighbours)
+        records = [self.transport.local, *(record for record in near if record is not None)]
+        return [
+            f"{best_for_strangers(record.addresses)}/p2p/{record.peer}"
+            for record in records
+            if record.addresses
+        ]
+
+    def advert(self, about: str, expires_unix_s: int) -> Advert:
+        """This peer's word that the run is there. Raises GossamerError in a private swarm."""
+        self._check_open()
+        claim = Claim(
+            name=self.spec.name,
+            about=about,
+            run=self.run_id.hex(),
+            parameters=getattr(self.spec.model, "parameters", 0),
+            addresses=self.known_addresses()[:ADDRESSES_MAX],
+            expires_unix_s=expires_unix_s,
+        )
+        return sign_advert(self.signer, claim)
+
+    def _check_open(self) -> None:
+        if self.swarm_key is not None:
+            raise GossamerError(
+                "this swarm is private",
+                why="an advert is for everybody, and without the swarm's key nobody can connect",
+                fix='invite those whom you want: gossamer invite    (with advertise = "" in config.toml)',
+            )
 
     def _heard(self, author: PeerId, beat: Heartbeat) -> None:
         """A member's newest heartbeat has arrived."""
@@ -109,6 +154,8 @@ class Contact:
         nursery.start_soon(self._follow_connections, self.transport.peer_events())
         if self.dht is not None:
             nursery.start_soon(self.dht.run)
+        if self.adverts is not None:
+            nursery.start_soon(self.adverts.run)
 
     def _build_dht(self, signer: Signer, rng: random.Random, wall_time_s: Callable[[], float]) -> Dht:
         search = DhtSearch(
@@ -141,6 +188,30 @@ class Contact:
             if (record := self.book.record(peer)) is not None:
                 yield record
         yield from self.book.due(SEEDS_MAX, exclude=(), now_s=trio.current_time())
+
+    def _build_adverts(
+        self, signer: Signer, rng: random.Random, wall_time_s: Callable[[], float]
+    ) -> AdvertExchange:
+        def own() -> Advert | None:
+            if not self._about or not self.known_addresses():
+                return None
+            return self.advert(self._about, int(wall_time_s()) + ADVERT_S)
+
+        def known() -> list[PeerRecord]:
+            near = [self.book.record(peer) or PeerRecord(peer, ()) for peer in self.links.neighbours]
+            return near + (self.dht.search.table.closest(rng.randbytes(KEY_BYTES)) if self.dht else [])
+
+        return AdvertExchange(
+            transport=self.transport,
+            visits=self.links.visits,
+            signer=signer,
+            ledger=self.ledger,
+            limits=self.limits,
+            rng=rng,
+            wall_time_s=wall_time_s,
+            own=own,
+            known=known,
+        )
 
     def _heed(self, author: PeerId, kind: str, body: Message | None) -> None:
         """Heartbeats, however they arrive, are for the member table and the mode."""

@@ -126,6 +126,10 @@ class MakeAdvert(Params, frozen=True):
     about: Annotated[str, Meta(max_length=200)] = ""
 
 
+class GetAdverts(Params, frozen=True):
+    """``adverts`` -> {adverts}: the signed lines of swarms that the node holds for others, its own first."""
+
+
 class GetSpec(Params, frozen=True):
     """``spec`` -> {toml, run_id}: the run spec this node works on."""
 
@@ -149,6 +153,7 @@ METHODS: Mapping[str, type[Params]] = {
     "sample": Sample,
     "invite": MakeInvite,
     "advert": MakeAdvert,
+    "adverts": GetAdverts,
     "spec": GetSpec,
     "logs": GetLogs,
     "verify_logs": VerifyLogs,

@@ -105,6 +105,7 @@ async def _live(
             allowed=around.allowed,
             swarm_key=around.swarm_key,
             dht=config.dht and around.swarm_key is None,
+            advertise=config.advertise,
         )
         node: Node
         if isinstance(learner, OneByteLearner):

@@ -14,10 +14,11 @@ from typing import Any
 import structlog
 import trio
 
-from node.answers import describe_member, make_advert, make_invite, show_spec
+from node.answers import describe_member, make_advert, make_invite, show_spec, tell_adverts
 from node.config import NodeConfig
 from node.control import (
     METHODS,
+    GetAdverts,
     GetSpec,
     GetStatus,
     Handler,
@@ -83,6 +84,7 @@ async def _live(
                 allowed=around.allowed,
                 swarm_key=around.swarm_key,
                 dht=config.dht and around.swarm_key is None,
+                advertise=config.advertise,
             ),
             spec=around.spec,
             wall_time_s=wall_time_s,
@@ -130,6 +132,7 @@ class RendezvousCommands:
             "hand_over": self.hand_over,
             "invite": self.invite,
             "advert": self.advert,
+            "adverts": self.adverts,
             "spec": self.spec,
         }
 
@@ -207,6 +210,10 @@ class RendezvousCommands:
     async def advert(self, request: MakeAdvert) -> dict[str, Any]:
         """A signed line for a list of swarms."""
         return make_advert(self._rendezvous, request, wall_time_s)
+
+    async def adverts(self, _: GetAdverts) -> dict[str, Any]:
+        """Which swarms it knows of."""
+        return tell_adverts(self._rendezvous)
 
     async def spec(self, _: GetSpec) -> dict[str, Any]:
         """The run spec."""

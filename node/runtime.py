@@ -25,7 +25,7 @@ class Runtime:
     signer: Signer
     rng: random.Random
     wall_time_s: Callable[[], float]
-    """Seconds since the epoch; read only for the expiry of invites and provider records, and for display."""
+    """Seconds since the epoch; read only for the expiry of invites, adverts and provider records, and for display."""
     costs: Costs
 
 
@@ -44,6 +44,8 @@ class ContactOptions:
     """Of its private swarm, for invites; the transport has its own copy."""
     dht: bool = False
     """Whether to take part in the hash table."""
+    advertise: str = ""
+    """What the run is for, told to everybody; nobody is told of the run where it is empty."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

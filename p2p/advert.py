@@ -1,8 +1,8 @@
 """An advert: a member's signed word that a run is there, for lists that anybody may keep and pass on.
 
-Owns the text form, one line of JSON for each, and its checks. A list is a file of such lines. Whoever holds the key of
-``peer`` has said what is in the line, and nobody has changed it since; whether it is true, and worth joining, a
-signature cannot tell. An advert is no secret: private swarms have invites (``p2p.invite``).
+Owns the text form, one line of JSON for each, and its checks. A list is a file of such lines, or what a peer holds.
+Whoever holds the key of ``peer`` has said what is in the line, and nobody has changed it since; whether it is true, and
+worth joining, a signature cannot tell. An advert is no secret: private swarms have invites (``p2p.invite``).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from msgspec import Meta
 from p2p.codec import WireMessage, encode
 from p2p.errors import AdvertError
 from p2p.identity import Identity, Signer
+from p2p.transport import PeerId
 
 PURPOSE = "advert"
 LIST_BYTES_MAX = 1 << 20
@@ -63,6 +64,14 @@ class Unusable(msgspec.Struct, frozen=True):
     why: str
 
 
+class AdvertRefused(ValueError):
+    """A line is no advert that holds now; ``reason``: "malformed", "signature", or "expired", which is no offence."""
+
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
 def sign_advert(signer: Signer, claim: Claim) -> Advert:
     """``claim``, as the word of ``signer``."""
     signature = base64.b64encode(signer.sign(PURPOSE, encode(claim))).decode()
@@ -84,13 +93,24 @@ def read_list(data: bytes, now_unix_s: float, *, origin: str) -> tuple[list[Adve
         if not line.strip() or line.lstrip().startswith(b"#"):
             continue
         try:
-            advert = msgspec.json.decode(line, type=Advert)
-            _check(advert, now_unix_s)
-        except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as error:
-            unusable.append(Unusable(number, str(error)))
-        else:
-            adverts.append(advert)
+            adverts.append(read_advert(line, now_unix_s))
+        except AdvertRefused as refused:
+            unusable.append(Unusable(number, str(refused)))
     return adverts, unusable
+
+
+def read_advert(line: bytes, now_unix_s: float, verifier: Signer = _VERIFIER) -> Advert:
+    """The advert in ``line``. Raises AdvertRefused unless it holds now."""
+    try:
+        advert = msgspec.json.decode(line, type=Advert)
+        signature = base64.b64decode(advert.signature, validate=True)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise AdvertRefused("malformed", str(error)) from error
+    if now_unix_s >= advert.claim.expires_unix_s:
+        raise AdvertRefused("expired", "it has expired")
+    if not verifier.verify(PeerId(advert.peer), PURPOSE, encode(advert.claim), signature):
+        raise AdvertRefused("signature", "its signature is not that of the peer it names")
+    return advert
 
 
 def chosen_by_name(adverts: Sequence[Advert], name: str) -> list[Advert]:
@@ -100,7 +120,7 @@ def chosen_by_name(adverts: Sequence[Advert], name: str) -> list[Advert]:
     if not runs:
         raise AdvertError(
             f"no swarm called {name} is on the lists",
-            why="a name is looked up in the lists that you keep",
+            why="a name is looked up in the lists that you keep, and with the node that runs here",
             fix="see what is on them: gossamer swarms    or join by an invite or a run id",
         )
     if len(runs) > 1:
@@ -110,12 +130,3 @@ def chosen_by_name(adverts: Sequence[Advert], name: str) -> list[Advert]:
             fix=f"join by its id: gossamer join {runs[0]} --bootstrap ADDR    (gossamer swarms --json has them all)",
         )
     return named
-
-
-def _check(advert: Advert, now_unix_s: float) -> None:
-    """Raises ValueError."""
-    if now_unix_s >= advert.claim.expires_unix_s:
-        raise ValueError("it has expired")
-    signature = base64.b64decode(advert.signature, validate=True)
-    if not _VERIFIER.verify(advert.peer, PURPOSE, encode(advert.claim), signature):  # type: ignore[arg-type]
-        raise ValueError("its signature is not that of the peer it names")

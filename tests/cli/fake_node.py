@@ -134,6 +134,7 @@ class FakeNode:
     def __init__(self) -> None:
         self.asked: list[object] = []
         self.logs: list[LogStatus] = []
+        self.adverts: list[str] = []
         self.verification = VERIFIED
         self.foretold = Foretold(losses={PEERS[0]: 2.25, PEERS[1]: 2.75}, local=2.5, merged=2.25)
         self.status = status_of(0, refusals={"hash": 2}, problem="1 peer is banned: wait")
@@ -151,6 +152,7 @@ class FakeNode:
             "sample": self._sample,
             "invite": self._invite,
             "advert": self._advert,
+            "adverts": self._adverts,
             "logs": self._logs,
             "verify_logs": self._verify,
         }
@@ -200,6 +202,9 @@ class FakeNode:
     async def _advert(self, params: MakeAdvert) -> object:
         self.asked.append(params)
         return {"advert": '{"claim":{"name":"fake"}}'}
+
+    async def _adverts(self, _: object) -> object:
+        return {"adverts": self.adverts}
 
     async def _invite(self, params: MakeInvite) -> object:
         self.asked.append(params)

@@ -47,7 +47,7 @@ def listed(tmp_path: Path) -> Path:
         line("stdlib", RUN, BOB),
         line("digits", OTHER),
         line("old", RUN, expires_unix_s=LONG_AGO),
-        "nonsense",
+        '{"\\u001b[31m": 1}',
     ]
     file.write_text("\n".join(lines))
     return file
@@ -85,7 +85,7 @@ def test_what_is_on_a_list_is_shown_and_what_is_of_no_use_is_told(gossamer: Goss
     assert shown.code == ExitCode.OK, shown.err
     assert [row.split()[0] for row in shown.out.splitlines()] == ["name", "digits", "stdlib", "stdlib"]
     assert "1,550,160" in shown.out
-    assert "\x1b" not in shown.out
+    assert "\x1b" not in shown.out + shown.err
     assert "line 4: it has expired" in shown.err
     assert "line 5: " in shown.err
     told = [json.loads(row) for row in gossamer("swarms", "--from", str(listed), "--json").out.splitlines()]
@@ -112,13 +112,14 @@ def test_a_list_may_be_on_the_web_and_several_are_one(
         (["--from", "missing.jsonl"], "No such file"),
         (["--from", "ftp://example.org/list"], "only http and https"),
         (["--from", "http://127.0.0.1:1/list"], "refused"),
+        (["--from", f"/ip4/127.0.0.1/tcp/1/p2p/{ALICE.peer}"], "did not tell which swarms it knows of"),
     ],
 )
 def test_where_there_is_no_list_it_is_said(gossamer: Gossamer, source: list[str], why: str) -> None:
     refused = gossamer("swarms", *source)
     assert refused.code == ExitCode.USAGE
     assert why in refused.err
-    assert "gossamer swarms --from FILE" in refused.err
+    assert "gossamer swarms --from " in refused.err
 
 
 def test_a_swarm_is_joined_by_its_name(
@@ -145,6 +146,26 @@ def test_a_name_that_two_swarms_have_is_not_chosen_for_anybody(
     refused = gossamer("join", "stdlib", "--from", str(file))
     assert (refused.code, "2 swarms are called stdlib" in refused.err) == (ExitCode.USAGE, True)
     assert ran == []
+
+
+def test_the_node_here_is_asked_as_well_as_the_lists(
+    gossamer: Gossamer, home: Home, node: FakeNode, listed: Path, ran: list[dict[str, Any]]
+) -> None:
+    assert "no swarm" in gossamer("swarms").out
+    node.adverts = [line("heard-of", "ef" * 32), line("stdlib", RUN)]
+    assert [row.split()[0] for row in gossamer("swarms").out.splitlines()[1:]] == ["heard-of", "stdlib"]
+    home.config_file.write_text(f'swarms = ["{listed}"]\n')
+    names = [row.split()[0] for row in gossamer("swarms").out.splitlines()[1:]]
+    assert names == ["digits", "heard-of", "stdlib", "stdlib"]
+    assert gossamer("join", "heard-of").code == ExitCode.OK
+    assert ran[0]["run"].hex() == "ef" * 32
+    # Who names a list asks that and nobody else.
+    assert "heard-of" not in gossamer("swarms", "--from", str(listed)).out
+
+
+def test_an_address_without_a_peer_is_explained(gossamer: Gossamer) -> None:
+    refused = gossamer("swarms", "--from", "/ip4/127.0.0.1/tcp/1")
+    assert (refused.code, "does not end in /p2p/" in refused.err) == (ExitCode.CONFIG, True)
 
 
 def test_a_running_node_advertises_its_swarm(gossamer: Gossamer, node: FakeNode) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import trio
 
@@ -11,12 +13,15 @@ from node.answers import make_advert, make_invite
 from node.control import MakeAdvert, MakeInvite
 from node.describe import describe
 from node.node import Node
+from node.rendezvous import Rendezvous
+from node.runtime import ContactOptions
 from node.status import NodeStatus
 from p2p.errors import GossamerError
 from p2p.invite import Invite
 from p2p.swarm_key import SwarmKey
+from tests.gossip.world import MemoryDisk
 from tests.netsim.test_attackers import besieged_world, simulated
-from tests.netsim.test_world import anchors, until
+from tests.netsim.test_world import SPEC, anchors, until
 
 KEY = SwarmKey(b"k" * 32)
 
@@ -49,6 +54,19 @@ def test_members_of_a_private_swarm_merge_and_a_stranger_gets_nothing() -> None:
             # Nobody is told of a swarm that is closed to them.
             with pytest.raises(GossamerError, match="this swarm is private"):
                 make_advert(members[0], MakeAdvert(expires_s=60), lambda: 1_000_000)
+            options = ContactOptions(
+                agent="test/1", limits=members[0].limits, swarm_key=KEY, advertise="for all"
+            )
+            with pytest.raises(GossamerError, match="this swarm is private"):
+                Rendezvous(
+                    transport=members[0].transport,
+                    disk=MemoryDisk(),
+                    signer=members[0].signer,
+                    rng=random.Random(1),
+                    options=options,
+                    spec=SPEC,
+                    wall_time_s=trio.current_time,
+                )
             # With an invite's key it is one of them.
             answer = make_invite(members[0], MakeInvite(), lambda: 1_000_000)
             assert answer["secret"] is True

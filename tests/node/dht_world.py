@@ -42,6 +42,7 @@ def rendezvous_in(
     bootstrap: Sequence[str] = (),
     wall_time_s: Callable[[], float] = trio.current_time,
     dht: bool = True,
+    advertise: str = "",
 ) -> Rendezvous:
     """The smallest node there is."""
     return Rendezvous(
@@ -49,7 +50,9 @@ def rendezvous_in(
         disk=MemoryDisk(),
         signer=identity,
         rng=random.Random(identity.peer),
-        options=ContactOptions(agent="test/1", bootstrap=bootstrap, limits=DEFAULT_LIMITS, dht=dht),
+        options=ContactOptions(
+            agent="test/1", bootstrap=bootstrap, limits=DEFAULT_LIMITS, dht=dht, advertise=advertise
+        ),
         spec=spec,
         wall_time_s=wall_time_s,
     )
@@ -62,11 +65,17 @@ def invitation(peer: PeerId) -> str:
 
 @contextlib.asynccontextmanager
 async def simulated(
-    network: SimNetwork, identity: Signer, spec: RunSpec, *, bootstrap: Sequence[str] = (), dht: bool = True
+    network: SimNetwork,
+    identity: Signer,
+    spec: RunSpec,
+    *,
+    bootstrap: Sequence[str] = (),
+    dht: bool = True,
+    advertise: str = "",
 ) -> AsyncIterator[Rendezvous]:
     """A node for the length of the block, or until its host is crashed."""
     async with network.open_host(identity.peer) as host, open_service_nursery() as nursery:
-        node = rendezvous_in(host, identity, spec, bootstrap=bootstrap, dht=dht)
+        node = rendezvous_in(host, identity, spec, bootstrap=bootstrap, dht=dht, advertise=advertise)
         nursery.start_soon(node.run)
         yield node
         nursery.cancel_scope.cancel()

@@ -9,13 +9,16 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from gossip.adverts import ASK_S, fetch_adverts
 from gossip.dht_table import run_key
 from gossip.links import HELLO_WAIT_S
 from gossip.messages import DHT_PROTOCOL, HELLO_PROTOCOL, Find, Found, Hello, WantPeers, WantSpec
 from gossip.visits import GUESTS_MAX
 from netsim.network import address_of, open_sim_network
 from netsim.world import ed25519_signer
+from node.answers import tell_adverts
 from node.rendezvous import Rendezvous
+from p2p.advert import read_advert
 from p2p.errors import CallRefused, PeerUnreachable, ProtocolUnsupported
 from p2p.identity import Identity
 from p2p.limits import DEFAULT_LIMITS
@@ -91,17 +94,40 @@ async def test_it_is_off_where_nobody_is_known_and_where_it_is_not_wanted(autoju
     async with (
         open_sim_network(random.Random(3)) as network,
         simulated(network, HOSTS[0], RUNS[0]) as alone,
-        simulated(network, HOSTS[1], RUNS[0], dht=False),
+        simulated(network, HOSTS[1], RUNS[0], dht=False) as aloof,
         network.open_host(stranger.peer) as host,
     ):
         await trio.sleep(300)
         assert alone.transport.traffic().bytes_sent == 0
+        assert tell_adverts(aloof) == {"adverts": []}
         record = PeerRecord(HOSTS[1].peer, (address_of(HOSTS[1].peer),))
         await host.connect(record)
         with pytest.raises(ProtocolUnsupported):
             await call(host, record.peer, DHT_PROTOCOL, Find(key=bytes(32), addresses=[]), Found, timeout_s=5)
         with pytest.raises(PeerUnreachable, match="nobody could be reached"):
             await found_in_s(network, RUNS[1], invitation(HOSTS[1].peer))
+
+
+async def test_swarms_are_known_to_nodes_of_other_runs(autojump_clock: MockClock) -> None:
+    """Two runs have only the gate in common, which is of a third; somebody passing by asks the one about the other."""
+    passer_by = Identity.generate()
+    async with (
+        open_sim_network(random.Random(5)) as network,
+        simulated(network, HOSTS[0], RUNS[0]),
+        simulated(network, HOSTS[1], RUNS[1], bootstrap=[invitation(GATE)], advertise="for all"),
+        simulated(network, HOSTS[2], RUNS[2], bootstrap=[invitation(GATE)]) as other,
+        network.open_host(passer_by.peer) as host,
+    ):
+        with trio.fail_after(3 * ASK_S):
+            while not len(other.adverts.table):
+                await trio.sleep(10)
+        await host.connect(PeerRecord(other.local, other.transport.local.addresses))
+        (line,) = await fetch_adverts(host, other.local)
+        advert = read_advert(line, trio.current_time())
+        assert (advert.claim.about, advert.claim.run) == ("for all", run_id(RUNS[1]).hex())
+        assert advert.claim.addresses[0] == invitation(HOSTS[1].peer)
+        assert tell_adverts(other) == {"adverts": [line.decode()]}
+        assert set(other.ledger.refusals) <= {"wrong-run"}
 
 
 async def test_guests_are_bounded_and_leave_the_links_alone(autojump_clock: MockClock) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 
 import psutil
 import pytest
+import trio
 
 from cli.node_process import NodeProcess, free_ports
 from node.control import ControlError, MakeAdvert, MakeInvite, MergeNow, ask
@@ -28,6 +31,7 @@ async def test_trainers_that_know_only_the_rendezvous_merge_and_then_do_without_
     spec_file.write_text(SPEC.format(steps=16_000, merges=64))
     ports = free_ports(3)
     rendezvous = SingleNode(tmp_path, "rendezvous")
+    rendezvous.home.config_file.write_text('advertise = "for everybody"\n')
     place = ["--listen", f"/ip4/127.0.0.1/tcp/{ports[2]}"]
     trainers = [
         NodeProcess(tmp_path, f"n{k}", port=ports[k], part=f"{k + 1}/2", spec_file=spec_file, alone=False)
@@ -58,6 +62,11 @@ async def test_trainers_that_know_only_the_rendezvous_merge_and_then_do_without_
             (advert,), unusable = read_list(told["advert"].encode(), 0.0, origin="the rendezvous")
             assert (advert.claim.run, advert.peer, unusable) == (seen.run_id, seen.peer, [])
             assert seen.addresses[0] in advert.claim.addresses
+            # Somebody who knows one address, and nothing else, sees which swarms there are.
+            asked = ["-m", "cli", "swarms", "--json", "--from", seen.addresses[0]]
+            shown = await trio.run_process([sys.executable, "-P", *asked], capture_stdout=True)
+            own = json.loads(shown.stdout)
+            assert (own["peer"], own["claim"]["about"]) == (seen.peer, "for everybody")
             assert invite.run.hex() == seen.run_id
             assert invite.addresses[0] == seen.addresses[0]
 
