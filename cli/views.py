@@ -214,7 +214,11 @@ def _run_text(status: NodeStatus) -> str:
 def _network_lines(status: NodeStatus) -> list[tuple[str, str]]:
     return [
         ("members", f"{members_text(status)}   {linked(status)} connected"),
-        ("net", f"sent {format_bytes(status.bytes_sent)}, received {format_bytes(status.bytes_received)}"),
+        (
+            "net",
+            f"sent {format_bytes(status.bytes_sent)}, received {format_bytes(status.bytes_received)}; "
+            f"today {format_bytes(status.bytes_sent_today)} and {format_bytes(status.bytes_received_today)}",
+        ),
         *([("reach", reach_text(status))] if status.reach != "unknown" else []),
         *([("router", f"forwards {', '.join(status.mapped)}")] if status.mapped else []),
     ]

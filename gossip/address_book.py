@@ -287,10 +287,10 @@ class AddressBook:
             entry.retry_s = 0.0
             entry.last_error = ""
 
-    def failed(self, peer: PeerId, error: str, now_s: float, *, for_good: bool = False) -> None:
+    def failed(self, peer: PeerId, error: str, now_s: float, *, for_long: bool = False) -> None:
         """A dial failed: wait twice as long as last time, with jitter, up to a cap.
 
-        ``for_good``: it is there and follows another run, so there is no hurry, even if a person has named it.
+        ``for_long``: it is there and follows another run or rests, so there is no hurry, even if a person has named it.
         """
         entry = self._entries.get(peer)
         if entry is None:
@@ -300,7 +300,7 @@ class AddressBook:
         longest_s = BACK_OFF_PERMANENT_MAX_S if entry.permanent else BACK_OFF_MAX_S
         # The exponent is capped too: 2.0 ** failures of a peer retried for ever would overflow one day.
         delay_s = min(BACK_OFF_FIRST_S * 2.0 ** min(entry.failures - 1, 16), longest_s)
-        if for_good:
+        if for_long:
             delay_s = BACK_OFF_MAX_S
         entry.retry_s = now_s + delay_s * self._rng.uniform(0.5, 1.0)
 

@@ -101,6 +101,8 @@ class Dht:
     async def _answer(self, peer: PeerId, request: Find | Provide) -> Found | Noted:
         if self._ledger.banned(peer):
             raise CallRefused("banned", f"for a while: {self._ledger.last_problem(peer)}")
+        if self._ledger.resting:
+            raise CallRefused("resting", "it is in touch with nobody for now, and comes back by itself")
         match request:
             case Find(key=key, addresses=addresses):
                 if addresses:
@@ -135,6 +137,8 @@ class Dht:
     async def _try_contacts(self) -> None:
         while True:
             await trio.sleep(TRIAL_PAUSE_S)
+            if self._ledger.resting:
+                continue
             # Whom we are connected to because it has dialled us shows nothing about where it can be dialled.
             unproven = self._transport.peers()
             record = next(
@@ -152,6 +156,8 @@ class Dht:
     async def _keep_fresh(self) -> None:
         while True:
             await trio.sleep(FRESHEN_PAUSE_S * self._jitter())
+            if self._ledger.resting:
+                continue
             stale = self.search.table.stalest(before_s=trio.current_time() - STALE_S)
             if stale is not None:
                 await self._ask(stale, self.search.table.key_near(stale.peer, self._rng))
@@ -167,9 +173,10 @@ class Dht:
         await trio.sleep(SETTLE_S * self._jitter())
         pause_s = ANNOUNCE_S_MIN
         while True:
-            if len(self.search.table) < BUCKET_MAX or pause_s == ANNOUNCE_S_MAX:
-                await self.search.find(peer_key(self._signer.peer), lambda record: None)
-            await self._announce()
+            if not self._ledger.resting:
+                if len(self.search.table) < BUCKET_MAX or pause_s == ANNOUNCE_S_MAX:
+                    await self.search.find(peer_key(self._signer.peer), lambda record: None)
+                await self._announce()
             await trio.sleep(pause_s * self._jitter())
             longest_s = ALONE_S_MAX if self._is_alone() else ANNOUNCE_S_MAX
             pause_s = min(ANNOUNCE_GROWTH * pause_s, longest_s)

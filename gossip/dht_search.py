@@ -127,7 +127,7 @@ class DhtSearch:
         return known
 
     async def _call(self, record: PeerRecord, request: Message, reply_type: type[T]) -> T | None:
-        if self._ledger.banned(record.peer):
+        if self._ledger.shuns(record.peer):
             return None
         async with self._calls:
             with trio.move_on_after(CALL_TIMEOUT_S):

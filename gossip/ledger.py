@@ -2,6 +2,7 @@
 
 Owns standings, bans and the count of refusals by reason. Never disconnects anybody: ``gossip.links`` holds the
 connections and asks here. Time is trio's. Where the node has an allow-list, whoever is not on it counts as banned.
+A node that rests deals with nobody, which is held against nobody.
 
 A standing starts at 100. Every offence costs points by its kind, lost points come back by half every
 ``HALF_LIFE_S``, and a peer whose standing falls to 0 is banned for ``BAN_S``; it returns on half standing.
@@ -49,6 +50,7 @@ COSTS: Mapping[str, float] = MappingProxyType(
         "version": 1.0,
         "refused": 1.0,
         "banned": 0.0,  # it has banned us
+        "resting": 0.0,  # it is in touch with nobody for now, and comes back by itself
         "stall": 4.0,  # promised bytes that came too slowly
         "broken": 1.0,  # a stream that ended in the middle
         "not-held": 0.5,  # offered a shard and no longer has it
@@ -84,6 +86,8 @@ class PeerLedger:
         self._on_ban: list[Callable[[PeerId, str], None]] = []
         self.refusals: Counter[str] = Counter()
         """Offences by reason since the start, over all peers."""
+        self.resting = ""
+        """Why this node deals with nobody for now, for people; empty when it does."""
 
     def on_ban(self, callback: Callable[[PeerId, str], None]) -> None:
         """Have ``callback(peer, problem)`` called at the moment a peer is banned; it must not block."""
@@ -102,8 +106,12 @@ class PeerLedger:
             for callback in self._on_ban:
                 callback(peer, account.last_problem)
 
-    def banned(self, peer: PeerId) -> bool:
+    def shuns(self, peer: PeerId) -> bool:
         """Whether nothing is to be asked of ``peer`` or answered to it now."""
+        return bool(self.resting) or self.banned(peer)
+
+    def banned(self, peer: PeerId) -> bool:
+        """The same for what it has done itself, or since it is not allowed."""
         if not self._allows(peer):
             return True
         account = self._accounts.get(peer)

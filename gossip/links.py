@@ -12,6 +12,8 @@ stays connected too, until there are many: then those that have not been used fo
 Who dials us has chosen us, and may be many under one roof. So a third of ``links_target`` are links that we have
 dialled ourselves, into different address ranges as far as members are known in several; the transport keeps room for
 them (``Limits.peers_inbound_max``). Visits (``gossip.visits``) are connections that are no links and not counted.
+
+A node may rest, for as long as it likes: then it dials nobody, and whoever comes is told so and shown out.
 """
 
 from __future__ import annotations
@@ -66,6 +68,8 @@ EXPLORE_S = 20.0
 """Between dials beyond ``links_target``."""
 HELLO_WAIT_S = 15.0
 """A connection that is not greeted by then is closed; a newcomer may be fetching the spec until then."""
+RESTING_WAIT_S = 2.0
+"""The same while this node rests: as long as a greeting takes to come and to be refused."""
 PEERS_ASKED_AFTER_S = 0.5
 """Between greeting a peer and asking it for others."""
 SAVE_S = 10.0
@@ -78,7 +82,7 @@ UNUSED_S = 5.0
 MAKE_ROOM_S = 0.1
 ANCHOR_AFTER_S = 600.0
 """A link that we have dialled and that has lasted for so long is one to begin the next life with."""
-REFUSALS = ("wrong-run", "version", "banned")
+REFUSALS = ("wrong-run", "version", "banned", "resting")
 """Codes a greeting is refused with; what else a peer may write there does not become a counter's name."""
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -146,6 +150,8 @@ class Links:
     @property
     def problem(self) -> str:
         """Why this node has no neighbours, with what is being tried; empty when it has some or expects none."""
+        if self._ledger.resting:
+            return self._ledger.resting
         if self.neighbours:
             return ""
         if self._last_refusal:
@@ -177,6 +183,8 @@ class Links:
 
         Waits while every connection there may be is in use.
         """
+        if self._ledger.resting:
+            raise PeerUnreachable("this node is in touch with nobody for now")
         self._used_s[peer] = trio.current_time()
         await self.visits.wait_over(peer)
         if peer in self._transport.peers():
@@ -195,6 +203,26 @@ class Links:
         """A hint from outside of the swarm: ``record`` may be a member, which a dial and a greeting will tell."""
         if self._book.add(record.peer, record.addresses, source):
             self._wake.set()
+
+    # --- resting ----------------------------------------------------------------------------------------------
+
+    def rest(self, why: str) -> None:
+        """Dial nobody and greet nobody until ``resume``; ``why`` is for people.
+
+        Who is linked stays so until ``part_with_all``, so that there is somebody to say goodbye to.
+        """
+        self._ledger.resting = why
+
+    def resume(self) -> None:
+        """Be linked again, as after a long sleep."""
+        self._ledger.resting = ""
+        self._wake.set()
+
+    async def part_with_all(self, reason: str) -> None:
+        """Close every connection in order."""
+        async with trio.open_nursery() as nursery:
+            for peer in sorted(self._transport.peers()):
+                nursery.start_soon(self._transport.disconnect, peer, reason)
 
     # --- the set of links -------------------------------------------------------------------------------------
 
@@ -221,7 +249,7 @@ class Links:
             await self._let_go(unused_s=UNUSED_S)
             for peer in sorted(self._transport.peers() - self._connected_s.keys()):
                 self._connected_s[peer] = trio.current_time()
-                if not self.visits.is_host(peer):
+                if not self.visits.is_host(peer) and not self._ledger.resting:
                     nursery.start_soon(self._greet, peer)
             peers = self._links()
             lacking = self._limits.links_target - len(peers | self._dialling)
@@ -250,7 +278,7 @@ class Links:
             return False
         busy = self._transport.peers() | self._dialling
         due = self._book.due(count, exclude=busy, now_s=trio.current_time(), outside=outside)
-        welcome = [record for record in due if not self._ledger.banned(record.peer)]
+        welcome = [record for record in due if not self._ledger.shuns(record.peer)]
         for record in welcome:
             self._dialling.add(record.peer)
             nursery.start_soon(self._dial, record)
@@ -293,13 +321,11 @@ class Links:
 
     async def _part_with_unwelcome(self) -> None:
         now_s = trio.current_time()
+        wait_s = RESTING_WAIT_S if self._ledger.resting else HELLO_WAIT_S
         for peer in sorted(self._transport.peers()):
             if self._ledger.banned(peer):
                 await self._transport.disconnect(peer, f"banned: {self._ledger.last_problem(peer)}")
-            elif (
-                peer not in self._greeted.connected
-                and now_s - self._connected_s.get(peer, now_s) > HELLO_WAIT_S
-            ):
+            elif peer not in self._greeted.connected and now_s - self._connected_s.get(peer, now_s) > wait_s:
                 await self._transport.disconnect(peer, "no greeting")
 
     async def _let_go(self, *, unused_s: float) -> None:
@@ -353,7 +379,7 @@ class Links:
 
     async def _part(self, peer: PeerId, reason: str, detail: str) -> None:
         self._ledger.note(peer, reason, detail)
-        self._book.failed(peer, detail, trio.current_time(), for_good=reason == "wrong-run")
+        self._book.failed(peer, detail, trio.current_time(), for_long=reason in ("wrong-run", "resting"))
         await self._transport.disconnect(peer, detail)
 
     def _check(self, hello: Hello) -> None:
@@ -394,6 +420,8 @@ class Links:
     ) -> Hello | SpecBytes | Notices:
         if self._ledger.banned(peer):
             raise CallRefused("banned", f"for a while: {self._ledger.last_problem(peer)}")
+        if self._ledger.resting:
+            raise CallRefused("resting", "it is in touch with nobody for now, and comes back by itself")
         match request:
             case Hello():
                 self._check(request)

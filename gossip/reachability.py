@@ -215,6 +215,8 @@ class Reachability:
     # --- dialling others back -----------------------------------------------------------------------------------
 
     async def _dial_back(self, peer: PeerId, request: WantDialBack) -> DialBack:
+        if self._ledger.shuns(peer):
+            raise CallRefused("banned", "this peer dials nobody back for you now")
         host = self._transport.host_of(peer)
         if host is None:
             raise CallRefused("relayed", "a relay stands between, so it cannot be told where the asker is")

@@ -79,7 +79,7 @@ class ShardServer:
         self._transport.serve(SHARD_PROTOCOL, self._answer_stream)
 
     async def _answer_stream(self, peer: PeerId, stream: FlowStream) -> None:
-        if self._ledger.banned(peer):
+        if self._ledger.shuns(peer):
             return
         while True:
             request = None
@@ -177,7 +177,7 @@ class ShardFetcher:
         """
         if ref.size > self.limits.shard_bytes_max:
             raise FetchFailed(f"a shard of {ref.size} bytes, the limit is {self.limits.shard_bytes_max}")
-        usable = [peer for peer in holders if not self.ledger.banned(peer)]
+        usable = [peer for peer in holders if not self.ledger.shuns(peer)]
         self._rng.shuffle(usable)
         job = _Job(ref, deque(usable))
         self._jobs.append(job)

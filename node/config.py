@@ -102,6 +102,12 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     download_bytes_per_s_max: Annotated[int, _about("Cap on receiving, per second; 0 is none.", ge=0)] = (
         12_500_000
     )
+    upload_bytes_per_day_max: Annotated[
+        int, _about("Once so much was sent, keep away from the swarm until 00:00 UTC; 0 is no end.", ge=0)
+    ] = 0
+    download_bytes_per_day_max: Annotated[
+        int, _about("The same for what is received; 0 is no end.", ge=0)
+    ] = 0
     relay_bytes_per_s_max: Annotated[
         int,
         _about(

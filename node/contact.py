@@ -106,6 +106,23 @@ class Contact:
             self._build_adverts(signer, rng, wall_time_s) if options.dht or options.advertise else None
         )
         self.began_s = trio.current_time()
+        self.bytes_sent_today = 0
+        """Since 00:00 UTC, by this and earlier processes; ``node.day_budget`` counts."""
+        self.bytes_received_today = 0
+
+    async def rest(self, why: str) -> None:
+        """Leave the swarm in order and be in touch with nobody, until ``resume``; ``why`` is for people."""
+        self.links.rest(why)
+        if self.links.neighbours:
+            await self._say_goodbye()
+        await self.links.part_with_all("resting")
+
+    def resume(self) -> None:
+        """Come back, like a machine that slept."""
+        self.links.resume()
+
+    async def _say_goodbye(self) -> None:
+        """Tell the neighbours that this peer leaves, if they think that it is there."""
 
     def refusals(self) -> dict[str, int]:
         """What peers were refused for, by reason: connections by the transport, the rest by the ledger."""

@@ -33,6 +33,7 @@ from node.surroundings import (
     AGENT,
     Surroundings,
     follow_lan,
+    keep_budget,
     obey_signals,
     open_surroundings,
     serve_status,
@@ -116,6 +117,7 @@ async def _live(
 
 
 async def _run_with_controls(node: Node, around: Surroundings, *, task: Task, linger: bool) -> bool:
+    keeper = await keep_budget(node, around)
     async with trio.open_nursery() as nursery:
         commands = Commands(node, task=task, name=around.config.name, stop_now=nursery.cancel_scope.cancel)
         nursery.start_soon(obey_signals, node.stop, nursery.cancel_scope)
@@ -128,6 +130,7 @@ async def _run_with_controls(node: Node, around: Surroundings, *, task: Task, li
             nursery.start_soon(follow_lan, around.found, node.links)
         if around.port_mapping is not None:
             around.port_mapping.on_change(node.reachability.mapped_at)
+        await nursery.start(keeper.run)
         log.info(
             "node up", peer=node.local, run=node.spec.name, addresses=node.runtime.transport.local.addresses
         )
@@ -137,6 +140,7 @@ async def _run_with_controls(node: Node, around: Surroundings, *, task: Task, li
         nursery.start_soon(ServiceManager(os.environ, pid=os.getpid()).keep_told, partial(_in_words, node))
         await node.run()
         nursery.cancel_scope.cancel()
+    await keeper.finish()
     log.info("node down", step=node.step, checkpoint=node.checkpoints.step)
     return commands.handed_over
 

@@ -55,6 +55,8 @@ def describe(node: Node, *, device: str, parameters: int, unit: str, name: str) 
         records=_describe_records(node) if isinstance(node, OneByteNode) and node.remembers else None,
         bytes_sent=traffic.bytes_sent,
         bytes_received=traffic.bytes_received,
+        bytes_sent_today=node.bytes_sent_today,
+        bytes_received_today=node.bytes_received_today,
         peers=[_describe_peer(node, member) for member in node.members.members(now_s)],
         refusals=node.refusals(),
         checkpoint_step=node.checkpoints.step,

@@ -260,6 +260,8 @@ class GossipNode(Node):
 
     def current_problem(self) -> str:
         """What stands in the way now, for people; empty when nothing does."""
+        if self.ledger.resting:
+            return self.ledger.resting
         parts = (self.merger, self.links, self.merges, self.checkpointer)
         return next((part.problem for part in parts if part.problem), self._problem)
 
@@ -359,7 +361,7 @@ class GossipNode(Node):
         if member is None or member.state != "alive":
             return False
         grown = member.heartbeat.tokens >= BEGINNER_TOKENS_SHARE * self.trainer.tokens
-        return grown and self._eligible(peer) and not self.ledger.banned(peer)
+        return grown and self._eligible(peer) and not self.ledger.shuns(peer)
 
     def _is_elder(self, peer: PeerId) -> bool:
         """Whether ``peer`` says it has learned so much more that our weights are no measure for its own."""
@@ -382,7 +384,7 @@ class GossipNode(Node):
             head_height=self.merger.head_height,
             head_participants=self.merger.head_participants,
             # A goodbye stands: who stops has a last checkpoint to write and merges to finish, and beats meanwhile.
-            leaving=self._stopping.is_set(),
+            leaving=self._leaving,
             records=0,
             vector=b"",
             state=b"",

@@ -87,6 +87,11 @@ class Home:
         return self.state_folder / "node.lock"
 
     @property
+    def day_traffic_file(self) -> Path:
+        """What was moved today, whatever the run: see node.day_budget."""
+        return self.state_folder / "day_traffic.json"
+
+    @property
     def control_socket(self) -> Path:
         """The daemon's unix socket; in a short place of its own when the home's path is too long for one."""
         path = self.runtime_folder / "control.sock"

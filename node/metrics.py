@@ -44,6 +44,8 @@ GAUGES: tuple[tuple[str, str, Read], ...] = (
         "Members connected to through a relay.",
         lambda s: sum(peer.connected and peer.relay is not None for peer in s.peers),
     ),
+    ("gossamer_sent_today_bytes", "Sent to peers since 00:00 UTC.", lambda s: s.bytes_sent_today),
+    ("gossamer_received_today_bytes", "Received since 00:00 UTC.", lambda s: s.bytes_received_today),
     ("gossamer_disk_bytes", "Held on disk in the shard store.", lambda s: s.disk_bytes),
     ("gossamer_checkpoint_step", "The step that a restart would go on from.", lambda s: s.checkpoint_step),
 )

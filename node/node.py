@@ -179,15 +179,26 @@ class Node(Contact, abc.ABC):
             nursery.cancel_scope.cancel()
 
     async def _say_goodbye(self) -> None:
+        """A goodbye stands until a heartbeat that takes it back."""
         self._publish_heartbeat()
         with trio.move_on_after(GOODBYE_S):
             await self.anti_entropy.reconcile_with_all()
+
+    def resume(self) -> None:
+        """Come back, and take the goodbye back."""
+        super().resume()
+        self._publish_heartbeat()
 
     def _report_problem(self, text: str) -> None:
         self._problem = text
         log.warning("problem", text=text)
 
     # --- members ------------------------------------------------------------------------------------------------------
+
+    @property
+    def _leaving(self) -> bool:
+        """Whether others are not to count on this node: it stops, or rests."""
+        return self._stopping.is_set() or bool(self.ledger.resting)
 
     def _alive(self) -> list[PeerId]:
         return sorted({self.local, *self.members.alive(trio.current_time())})

@@ -174,7 +174,7 @@ class OneByteNode(Node):
             head=bytes(32),
             head_height=0,
             head_participants=0,
-            leaving=self._stopping.is_set(),
+            leaving=self._leaving,
             records=self.logs.records,
             vector=self.logs.digest(),
             state=self.keeper.state_hash or b"",

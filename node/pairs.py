@@ -252,7 +252,7 @@ class PairExchanger:
         return await self._on_receipt(peer, request)
 
     async def _on_offer(self, peer: PeerId, offer: PairOffer) -> PairAccept | PairBusy:
-        if self._ledger.banned(peer):
+        if self._ledger.shuns(peer):
             raise CallRefused("banned", "this node does not serve you for now")
         if offer.shard.size != self._codec.size_bytes(2 * len(self._start)):
             self._ledger.note(peer, "shape", f"an offer of {offer.shard.size} bytes")

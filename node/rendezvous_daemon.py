@@ -37,6 +37,7 @@ from node.status import NodeStatus
 from node.surroundings import (
     AGENT,
     follow_lan,
+    keep_budget,
     obey_signals,
     open_surroundings,
     serve_status,
@@ -89,6 +90,7 @@ async def _live(
             spec=around.spec,
             wall_time_s=wall_time_s,
         )
+        keeper = await keep_budget(rendezvous, around)
         async with trio.open_nursery() as nursery:
             commands = RendezvousCommands(rendezvous, name=config.name, stop_now=nursery.cancel_scope.cancel)
             nursery.start_soon(obey_signals, rendezvous.stop, nursery.cancel_scope)
@@ -99,6 +101,7 @@ async def _live(
                 nursery.start_soon(follow_lan, around.found, rendezvous.links)
             if around.port_mapping is not None:
                 around.port_mapping.on_change(rendezvous.reachability.mapped_at)
+            await nursery.start(keeper.run)
             log.info(
                 "rendezvous up",
                 peer=rendezvous.local,
@@ -109,6 +112,7 @@ async def _live(
             nursery.start_soon(manager.keep_told, lambda: rendezvous.links.problem or "rendezvous")
             await rendezvous.run()
             nursery.cancel_scope.cancel()
+        await keeper.finish()
         log.info("rendezvous down")
         return commands.handed_over
 
@@ -183,6 +187,8 @@ class RendezvousCommands:
             merges=0,
             bytes_sent=traffic.bytes_sent,
             bytes_received=traffic.bytes_received,
+            bytes_sent_today=rendezvous.bytes_sent_today,
+            bytes_received_today=rendezvous.bytes_received_today,
             peers=[describe_member(rendezvous, member) for member in rendezvous.members.members(now_s)],
             refusals=rendezvous.refusals(),
             checkpoint_step=0,

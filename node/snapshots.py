@@ -89,7 +89,7 @@ class Snapshots:
         )
 
     async def _answer(self, peer: PeerId, want: WantSnapshot) -> Snapshot:
-        if self._ledger.banned(peer):
+        if self._ledger.shuns(peer):
             raise CallRefused("banned", "this node does not serve you for now")
         if want.fragment >= self._trainer.layout.fragments:
             raise CallRefused("no-fragment", f"this run has {self._trainer.layout.fragments} fragments")

@@ -204,6 +204,9 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     """None in gossip mode."""
     bytes_sent: int
     bytes_received: int
+    bytes_sent_today: int = 0
+    """Since 00:00 UTC, earlier processes included."""
+    bytes_received_today: int = 0
     peers: list[PeerStatus]
     refusals: dict[str, int]
     """Counted, logged refusals by reason: malformed, signature, wrong-run, hash, non-finite, norm and so on."""

@@ -20,6 +20,8 @@ import trio
 from gossip.address_book import check_address
 from gossip.links import Links
 from node.config import NodeConfig
+from node.contact import Contact
+from node.day_budget import BudgetKeeper
 from node.disk import LocalDisk
 from node.home import Home
 from node.lan import LanSearch
@@ -157,6 +159,21 @@ async def serve_status(listener: trio.SocketListener, look: Callable[[], NodeSta
         nursery.start_soon(page.watch_lag)
         nursery.start_soon(serve_metrics, listener, page.text)
         log.info("metrics served", address=listener.socket.getsockname()[:2])
+
+
+async def keep_budget(contact: Contact, around: Surroundings) -> BudgetKeeper:
+    """Who counts what ``contact`` moves in a day, and has it rest; to be run and finished."""
+    file = around.home.day_traffic_file
+    keeper = BudgetKeeper(
+        contact,
+        upload_bytes_max=around.config.upload_bytes_per_day_max,
+        download_bytes_max=around.config.download_bytes_per_day_max,
+        disk=LocalDisk(file.parent),
+        path=file.name,
+        wall_time_s=wall_time_s,
+    )
+    await keeper.load()
+    return keeper
 
 
 async def follow_lan(found: Found, links: Links) -> None:

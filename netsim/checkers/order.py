@@ -66,7 +66,7 @@ class Monotonic(Watcher):
 
         def publish(kind: str, body: Message) -> None:
             if isinstance(body, Heartbeat):
-                self._check_heartbeat(number, body)
+                self._check_heartbeat(number, body, resting=bool(node.ledger.resting))
 
         table.on_change(heed)
         self.watch(table, "publish", publish)
@@ -92,8 +92,9 @@ class Monotonic(Watcher):
         self._participants[number] = max(self._participants.get(number, 0), now[2])
         self._incarnations[number] = max(self._incarnations[number], node.notices.incarnation)
 
-    def _check_heartbeat(self, number: int, beat: Heartbeat) -> None:
-        now = beat.step, beat.tokens, beat.head_participants, int(beat.leaving)
+    def _check_heartbeat(self, number: int, beat: Heartbeat, *, resting: bool) -> None:
+        # Who only rests takes its goodbye back.
+        now = beat.step, beat.tokens, beat.head_participants, int(beat.leaving and not resting)
         before = self._said.get(number, now)
         if any(value < earlier for value, earlier in zip(now, before, strict=True)):
             self.fail(f"published {now} (step, tokens, participants, leaving) after {before}", number)

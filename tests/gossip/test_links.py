@@ -12,7 +12,7 @@ from blake3 import blake3
 from gossip.address_book import AddressBook
 from gossip.anti_entropy import AntiEntropy
 from gossip.ledger import BAN_S, PeerLedger
-from gossip.links import HELLO_WAIT_S, Links
+from gossip.links import HELLO_WAIT_S, RESTING_WAIT_S, Links
 from gossip.messages import HELLO_PROTOCOL, PROTOCOL_VERSION, Hello, Notice, Notices, WantPeers, WantSpec
 from gossip.newcomer import fetch_spec
 from gossip.notices import NoticeTable
@@ -294,6 +294,44 @@ async def test_strange_greetings_are_refused(world, autojump_clock):
         with pytest.raises(CallRefused):
             await call(host, first.peer, HELLO_PROTOCOL, WantSpec(run=bytes(32)), Hello, timeout_s=5)
         assert member.links.neighbours == []
+
+
+async def test_who_rests_parts_in_order_is_left_alone_and_comes_back(world, autojump_clock):
+    first, second, newcomer = IDENTITIES[:3]
+    async with (
+        world.node(first) as keen,
+        world.node(second, bootstrap=[invitation(first)]) as sparing,
+        world.network.open_host(newcomer.peer) as host,
+    ):
+        keen.book.add(second.peer, [address_of(second.peer)], "bootstrap")
+        await wait_for(lambda: sparing.links.neighbours == [first.peer])
+        partings = keen.host.peer_events()
+        sparing.links.rest("enough for today")
+        assert sparing.links.neighbours == [first.peer]  # There is somebody left to say goodbye to.
+        await sparing.links.part_with_all("resting")
+        assert not (await partings.receive()).broken
+        with pytest.raises(PeerUnreachable, match="nobody for now"):
+            await sparing.links.reach(first.peer)
+        # A bootstrap peer that does not answer would be tried three times a minute.
+        await trio.sleep(1200)
+        assert 1200 / 300 - 2 < keen.ledger.refusals["resting"] < 1200 / 150 + 2
+        assert keen.ledger.standing(second.peer) == sparing.ledger.standing(first.peer) == 100.0
+        assert sparing.links.problem == "enough for today"
+        assert "comes back by itself" in keen.links.problem
+        # Whoever stays on and asks for other things is shown out soon, and learns nothing.
+        await host.connect(sparing.host.local)
+        for request in (
+            WantSpec(run=RUN),
+            WantPeers(count=9),
+            Hello(run=RUN, version=PROTOCOL_VERSION, agent="x", addresses=[]),
+        ):
+            with pytest.raises(CallRefused) as refused:
+                await call(host, second.peer, HELLO_PROTOCOL, request, Hello, timeout_s=5)
+            assert refused.value.code == "resting"
+        await wait_for(lambda: sparing.host.peers() == set(), timeout_s=RESTING_WAIT_S + 2)
+        sparing.links.resume()
+        await wait_for(lambda: keen.links.neighbours == [second.peer], timeout_s=2)
+        assert sparing.links.problem == keen.links.problem == ""
 
 
 async def test_a_malformed_bootstrap_address_is_a_clear_error(world, autojump_clock):

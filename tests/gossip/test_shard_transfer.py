@@ -46,6 +46,8 @@ class Seeker:
         self.network = network
         self.host = host
         self.ledger = PeerLedger()
+        self.ledgers = {}
+        """Of those who really serve."""
         self.fetcher = ShardFetcher(
             transport=host, ledger=self.ledger, limits=LIMITS, rng=random.Random(5), reach=self._reach
         )
@@ -74,7 +76,8 @@ async def world(*handlers, link=LINK):
                 store = ShardStore(MemoryDisk(), quota_bytes=1 << 30)
                 await store.put(SMALL)
                 await store.put(LARGE)
-                ShardServer(transport=host, store=store, ledger=PeerLedger()).serve()
+                ledger = seeker.ledgers[peer] = PeerLedger()
+                ShardServer(transport=host, store=store, ledger=ledger).serve()
             else:
                 host.serve(SHARD_PROTOCOL, handler)
         yield seeker
@@ -312,6 +315,16 @@ async def test_banned_holders_are_not_asked_and_not_answered(autojump_clock):
         with pytest.raises(FetchFailed, match="could not be fetched"):
             await seeker.fetch(ref, HOLDERS[:1])
         assert HOLDERS[0] not in seeker.host.peers()
+
+
+async def test_who_rests_serves_nobody_though_it_is_connected(autojump_clock):
+    ref, _ = await outline_of(SMALL)
+    async with world(None) as seeker:
+        seeker.ledgers[HOLDERS[0]].resting = "enough for today"
+        with pytest.raises(FetchFailed, match="could not be fetched"):
+            await seeker.fetch(ref, HOLDERS[:1])
+        seeker.ledgers[HOLDERS[0]].resting = ""
+        assert await seeker.fetch(ref, HOLDERS[:1]) == SMALL
 
 
 async def test_a_pacer_bounds_the_rate_of_all_who_share_it(autojump_clock):

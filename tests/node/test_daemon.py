@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 from msgspec.structs import replace
@@ -14,14 +15,17 @@ from msgspec.structs import replace
 from cli.node_process import free_ports
 from gossip.ledger import PeerLedger
 from gossip.messages import ShardRef
+from gossip.newcomer import fetch_spec
 from gossip.shard_transfer import PACED_PIECE_BYTES, ShardFetcher
 from node import daemon
 from node.base import spec_based_on
 from node.config import NodeConfig, load_config
-from node.control import Export, NoDaemon, ask
+from node.control import Export, NoDaemon, Stop, ask
+from node.day_budget import DAY_S, DayTraffic
 from node.home import Home
 from node.status import NodeStatus
-from p2p.errors import GossamerError
+from node.surroundings import wall_time_s
+from p2p.errors import CallRefused, GossamerError
 from p2p.identity import Identity
 from p2p.libp2p_transport import open_libp2p
 from p2p.limits import Limits
@@ -160,3 +164,34 @@ async def test_the_upload_cap_in_the_settings_holds_on_the_wire(tmp_path: Path) 
         nursery.cancel_scope.cancel()
     # Each piece leaves once those before it are paid for, so only the last one comes for free.
     assert elapsed_s >= (2 * shard.size - PACED_PIECE_BYTES) / rate
+
+
+async def test_what_is_spent_of_a_day_outlasts_the_process_and_training_goes_on(tmp_path: Path) -> None:
+    home = Home.at(tmp_path)
+    home.create()
+    Identity.create(home.identity_file)
+    # A day that begins only now, by a clock that was ahead, is still the day that counts.
+    spent = DayTraffic(int(wall_time_s() // DAY_S) + 1, bytes_sent=2000)
+    home.day_traffic_file.write_bytes(msgspec.json.encode(spent))
+    home.config_file.write_text(
+        'listen = ["/ip4/127.0.0.1/tcp/0"]\nupload_bytes_per_day_max = "2 kB"\nthreads = 1\n'
+    )
+    config = load_config(home.config_file, environ={}).config
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(
+            partial(daemon._live, home, config, spec=SPEC, run=None, bootstrap=(), linger=True)
+        )
+        status = await finished(home, lambda status: status.merges)
+        assert (status.step, status.bytes_sent_today) == (2, 2000)
+        assert status.problem.startswith(
+            "today's data budget is spent: 2.0 KiB sent; in touch again at 00:00"
+        )
+        peer = PeerRecord(PeerId(status.peer), (status.addresses[0].partition("/p2p/")[0],))
+        async with open_libp2p(Identity.generate(), listen=[], limits=Limits()) as transport:
+            await transport.connect(peer)
+            with pytest.raises(CallRefused, match="comes back by itself"):
+                await fetch_spec(transport, peer.peer, run_id(SPEC), timeout_s=5)
+        await ask(home.control_socket, "stop", Stop(), result_type=dict)
+    after = msgspec.json.decode(home.day_traffic_file.read_bytes(), type=DayTraffic)
+    assert after.day == spent.day
+    assert 2000 < after.bytes_sent < 4000

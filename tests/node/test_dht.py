@@ -10,6 +10,7 @@ import trio
 from trio.testing import MockClock
 
 from gossip.adverts import ASK_S, fetch_adverts
+from gossip.dht import ALONE_S_MAX, STALE_S
 from gossip.dht_table import run_key
 from gossip.links import HELLO_WAIT_S
 from gossip.messages import DHT_PROTOCOL, HELLO_PROTOCOL, Find, Found, Hello, WantPeers, WantSpec
@@ -128,6 +129,41 @@ async def test_swarms_are_known_to_nodes_of_other_runs(autojump_clock: MockClock
         assert advert.claim.addresses[0] == invitation(HOSTS[1].peer)
         assert tell_adverts(other) == {"adverts": [line.decode()]}
         assert set(other.ledger.refusals) <= {"wrong-run"}
+
+
+async def test_who_rests_asks_nothing_answers_nothing_and_is_announced_again_after(
+    autojump_clock: MockClock,
+) -> None:
+    key = run_key(run_id(RUNS[1]))
+    async with (
+        open_sim_network(random.Random(6)) as network,
+        simulated(network, HOSTS[0], RUNS[0]) as gate,
+        simulated(network, HOSTS[1], RUNS[1], bootstrap=[invitation(GATE)]) as sparing,
+    ):
+        await trio.sleep(WARM_S)
+        (told,) = gate.dht.store.of(key, now_unix_s=trio.current_time())
+        await sparing.rest("enough for today")
+        await trio.sleep(10)
+        before = sparing.transport.traffic()
+        await gate.transport.connect(sparing.transport.local)
+        with pytest.raises(CallRefused) as refused:
+            await call(
+                gate.transport,
+                sparing.local,
+                DHT_PROTOCOL,
+                Find(key=key, addresses=[]),
+                Found,
+                timeout_s=5,
+            )
+        assert refused.value.code == "resting"
+        await trio.sleep(STALE_S)
+        after = sparing.transport.traffic()
+        assert after.bytes_sent - before.bytes_sent < 2000
+        assert gate.dht.store.of(key, now_unix_s=trio.current_time()) == [told]
+        sparing.resume()
+        await trio.sleep(2 * ALONE_S_MAX)
+        (anew,) = gate.dht.store.of(key, now_unix_s=trio.current_time())
+        assert anew.expires_unix_s > told.expires_unix_s + STALE_S
 
 
 async def test_guests_are_bounded_and_leave_the_links_alone(autojump_clock: MockClock) -> None:

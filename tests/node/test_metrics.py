@@ -28,6 +28,8 @@ GOSSIP = status_of(
 UNSEEN = {
     "gossamer_uptime_seconds",
     "gossamer_tokens",
+    "gossamer_sent_today_bytes",
+    "gossamer_received_today_bytes",
     "gossamer_merge_contributed",
     "gossamer_mixes_one_sided_total",
     "gossamer_duplicate_batches_total",
