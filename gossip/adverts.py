@@ -81,7 +81,7 @@ class AdvertExchange:
         pause_s = FIRST_ASK_S
         while True:
             await trio.sleep(pause_s * self._rng.uniform(1 - JITTER, 1 + JITTER))
-            known = [record for record in self._known() if not self._ledger.banned(record.peer)]
+            known = [record for record in self._known() if not self._ledger.shuns(record.peer)]
             pause_s = ASK_S if known else FIRST_ASK_S
             if known:
                 await self._ask(self._rng.choice(known))
@@ -96,6 +96,8 @@ class AdvertExchange:
     async def _answer(self, peer: PeerId, request: WantAdverts) -> Adverts:
         if self._ledger.banned(peer):
             raise CallRefused("banned", f"for a while: {self._ledger.last_problem(peer)}")
+        if self._ledger.resting:
+            raise CallRefused("resting", "it is in touch with nobody for now, and comes back by itself")
         return Adverts(adverts=self.told(request.count))
 
     async def _ask(self, record: PeerRecord) -> None:

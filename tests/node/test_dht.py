@@ -156,6 +156,10 @@ async def test_who_rests_asks_nothing_answers_nothing_and_is_announced_again_aft
                 timeout_s=5,
             )
         assert refused.value.code == "resting"
+        await gate.transport.connect(sparing.transport.local)
+        with pytest.raises(CallRefused) as refused:
+            await fetch_adverts(gate.transport, sparing.local)
+        assert refused.value.code == "resting"
         await trio.sleep(STALE_S)
         after = sparing.transport.traffic()
         assert after.bytes_sent - before.bytes_sent < 2000
