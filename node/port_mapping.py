@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import socket
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol, TypeVar
@@ -40,6 +41,8 @@ CALL_S_MAX = 10.0
 """For any other question."""
 TAKE_BACK_S_MAX = 2.0
 """At the end, when somebody waits for the process to stop."""
+SSDP = ("239.255.255.250", 1900)
+"""Where gateways listen."""
 DESCRIPTION = "gossamer"
 """What the router's own pages call the mapping."""
 
@@ -212,6 +215,7 @@ class UpnpRouter:
 
 def _search(interface: str | None) -> UPnP:
     """In a worker thread. Raises RouterError."""
+    _check_way(interface)
     upnp = UPnP(multicastif=interface)
     try:
         upnp.discover()
@@ -223,6 +227,17 @@ def _search(interface: str | None) -> UPnP:
     if not _is_local(host):
         raise RouterError(f"what answers by UPnP is not on the local network: {host!r}")
     return upnp
+
+
+def _check_way(interface: str | None) -> None:
+    """Raises RouterError where nothing can be sent to the local network: the library says that on standard error."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            if interface is not None:
+                probe.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(interface))
+            probe.connect(SSDP)
+        except OSError as error:
+            raise RouterError(f"there is no local network to ask: {error.strerror}") from error
 
 
 def _is_local(host: str) -> bool:

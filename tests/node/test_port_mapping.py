@@ -316,3 +316,9 @@ async def test_no_router_is_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(port_mapping, "SEARCH_S_MAX", 0.1)
     with pytest.raises(RouterError):
         await UpnpRouter("127.0.0.1").discover()
+
+
+async def test_without_a_way_to_the_local_network_nothing_is_sent(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(RouterError, match="no local network"):
+        await UpnpRouter("203.0.113.9").discover()  # no interface of ours has this address
+    assert capfd.readouterr().err == ""
