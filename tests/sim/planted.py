@@ -65,7 +65,7 @@ class _Unsynced:
 def hash_check_skipped() -> contextlib.AbstractContextManager[object]:
     """A fetch takes whatever bytes come for those it asked for."""
 
-    def accept_chunk(job: _Job, index: int, chunk: bytes) -> None:
+    def accept_chunk(job: _Job, index: int, chunk: bytes, giver: PeerId) -> None:
         job.chunks[index] = chunk
         job.missing -= 1
 
