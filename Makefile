@@ -37,9 +37,9 @@ unit: $(READY)
 conformance: $(READY)
 	$(PYTEST) tests/conformance -m "not process and not slow"
 
-# Two at a time: most of them wait for something most of the time.
+# Two files at a time: most of them wait for something most of the time.
 processes: $(READY)
-	$(PYTEST) -n 2 --dist worksteal tests -m "process and not slow"
+	$(PYTEST) -n 2 --dist loadfile tests -m "process and not slow"
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
