@@ -155,7 +155,10 @@ def run(
         _refuse_for_rendezvous(learning, linger=linger)
     config = _config(common, home, flags)
     run_spec, run_id = _parse_run(spec)
-    Identity.load(home.identity_file)  # before the seconds that importing torch takes
+    # Before the seconds that importing torch takes.
+    Identity.load(home.identity_file)
+    if run_spec is None and run_id is None:
+        home.last_run()
     if run_spec is not None and base is not None:
         run_spec = _based_on(run_spec, config)
     if private:
@@ -273,9 +276,7 @@ def _make_private(common: Common, spec: RunSpec | None, run: bytes | None) -> No
     from training.run_spec import run_id
 
     home = common.home
-    run = run_id(spec) if spec is not None else run or home.remembered_run()
-    if run is None:  # There is nothing to run, as will be said.
-        return
+    run = run_id(spec) if spec is not None else run or home.last_run()
     file = home.swarm_key_file(run)
     with home.lock():
         made = SwarmKey.load(file) is None

@@ -124,6 +124,17 @@ class Home:
             return None
         return run if len(run) == 32 else None
 
+    def last_run(self) -> bytes:
+        """The same for who needs one. Raises GossamerError."""
+        run = self.remembered_run()
+        if run is None:
+            raise GossamerError(
+                "no run to take part in",
+                why="this home has not joined one yet",
+                fix="join one: gossamer join 'INVITE'    or start one: gossamer run --run SPEC.toml",
+            )
+        return run
+
     def create(self) -> None:
         """Make the folders that are missing, for this user alone."""
         folders = (

@@ -31,7 +31,6 @@ from node.newcomer import Newcomer
 from node.port_mapping import PortMapping, UpnpRouter, worth_mapping
 from node.status import NodeStatus
 from node.version import VERSION
-from p2p.errors import GossamerError
 from p2p.identity import Identity
 from p2p.libp2p_transport import Libp2pTransport, open_libp2p
 from p2p.limits import Limits
@@ -81,13 +80,7 @@ async def open_surroundings(
 ) -> AsyncIterator[Surroundings]:
     """Everything a daemon needs, for the length of the block. Raises GossamerError for whatever the user can mend."""
     limits = Limits()
-    run = run_id(spec) if spec is not None else run or home.remembered_run()
-    if run is None:
-        raise GossamerError(
-            "no run to take part in",
-            why="this home has not joined one yet",
-            fix="join one: gossamer join 'INVITE'    or start one: gossamer run --run SPEC.toml",
-        )
+    run = run_id(spec) if spec is not None else run or home.last_run()
     with home.lock():
         identity = Identity.load(home.identity_file)
         for address in config.announce:
