@@ -130,7 +130,7 @@ def counted(table: RecordLogs) -> set[bytes]:
     return {batch.name for batch in table.counting()}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(histories, st.randoms(use_true_random=False))
 def test_what_counts_depends_on_what_is_held_and_on_nothing_else(
     history: list[Made], rng: random.Random
@@ -146,7 +146,7 @@ def test_what_counts_depends_on_what_is_held_and_on_nothing_else(
         assert table.records == sum(len(batch.records) for batch in table.counting())
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(histories, st.randoms(use_true_random=False))
 def test_two_halves_of_a_swarm_agree_after_they_met(history: list[Made], rng: random.Random) -> None:
     packed = signed(history)
@@ -196,7 +196,7 @@ def test_changes_add_up_to_what_counts(history: list[Made], rng: random.Random) 
             assert applied == counted(table)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(histories, st.randoms(use_true_random=False))
 def test_a_snapshot_and_what_follows_is_the_same_for_all(history: list[Made], rng: random.Random) -> None:
     """Who made it and forgot what it holds, who joined by it, and who comes with another history of a forked log."""

@@ -39,7 +39,7 @@ def state_of(counting: list[Batch]) -> bytes:
     return learner.digest()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(histories, st.randoms(use_true_random=False))
 def test_any_order_grouping_or_repetition_gives_the_same_state(
     history: list[Made], rng: random.Random
