@@ -18,7 +18,7 @@ from gossip.ledger import PeerLedger
 from gossip.messages import ADVERTS_PROTOCOL, ADVERTS_TOLD_MAX, Adverts, WantAdverts
 from gossip.visits import Visits
 from p2p.advert import Advert, AdvertRefused
-from p2p.errors import CallRefused, MalformedMessage, TransportError
+from p2p.errors import MalformedMessage, TransportError
 from p2p.identity import Signer
 from p2p.limits import Limits
 from p2p.rpc import call, serve_calls
@@ -94,10 +94,7 @@ class AdvertExchange:
         return self.table.told(self._own, count, now_unix_s=self._wall_time_s())
 
     async def _answer(self, peer: PeerId, request: WantAdverts) -> Adverts:
-        if self._ledger.banned(peer):
-            raise CallRefused("banned", f"for a while: {self._ledger.last_problem(peer)}")
-        if self._ledger.resting:
-            raise CallRefused("resting", "it is in touch with nobody for now, and comes back by itself")
+        self._ledger.admit(peer)
         return Adverts(adverts=self.told(request.count))
 
     async def _ask(self, record: PeerRecord) -> None:

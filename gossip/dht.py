@@ -99,10 +99,7 @@ class Dht:
     # --- answering ----------------------------------------------------------------------------------------------------
 
     async def _answer(self, peer: PeerId, request: Find | Provide) -> Found | Noted:
-        if self._ledger.banned(peer):
-            raise CallRefused("banned", f"for a while: {self._ledger.last_problem(peer)}")
-        if self._ledger.resting:
-            raise CallRefused("resting", "it is in touch with nobody for now, and comes back by itself")
+        self._ledger.admit(peer)
         match request:
             case Find(key=key, addresses=addresses):
                 if addresses:

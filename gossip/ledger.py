@@ -20,6 +20,7 @@ from types import MappingProxyType
 import structlog
 import trio
 
+from p2p.errors import CallRefused
 from p2p.transport import PeerId
 
 STANDING_MAX = 100.0
@@ -109,6 +110,13 @@ class PeerLedger:
     def shuns(self, peer: PeerId) -> bool:
         """Whether nothing is to be asked of ``peer`` or answered to it now."""
         return bool(self.resting) or self.banned(peer)
+
+    def admit(self, peer: PeerId) -> None:
+        """Raise CallRefused, with the reason for ``peer`` to read, where nothing is to be answered to it now."""
+        if self.banned(peer):
+            raise CallRefused("banned", f"for a while: {self.last_problem(peer)}")
+        if self.resting:
+            raise CallRefused("resting", "it is in touch with nobody for now, and comes back by itself")
 
     def banned(self, peer: PeerId) -> bool:
         """The same for what it has done itself, or since it is not allowed."""

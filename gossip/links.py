@@ -418,10 +418,7 @@ class Links:
     async def _answer(
         self, peer: PeerId, request: Hello | WantSpec | WantPeers
     ) -> Hello | SpecBytes | Notices:
-        if self._ledger.banned(peer):
-            raise CallRefused("banned", f"for a while: {self._ledger.last_problem(peer)}")
-        if self._ledger.resting:
-            raise CallRefused("resting", "it is in touch with nobody for now, and comes back by itself")
+        self._ledger.admit(peer)
         match request:
             case Hello():
                 self._check(request)
