@@ -10,17 +10,23 @@ Relies on: gradients are finite and clipped (``training.trainer``), so that no s
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.optim.adamw import adamw
 
 from training.layout import ParameterLayout
 from training.spec_sections import AdamWSpec, OptimizerSpec, SgdSpec
 
 MOMENTUM_MIN = 1e-30
 """Momentum of a smaller size becomes zero."""
+
+EPSILON = 1e-8
+"""Added to the root of AdamW's mean of squares: torch's default."""
 
 _DECAYED = ("weight", "embedding")
 
@@ -42,49 +48,82 @@ class Optimizer(Protocol):
 
 
 def build_optimizer(
-    spec: OptimizerSpec, model: nn.Module, layout: ParameterLayout, live: Tensor, gradient: Tensor
+    spec: OptimizerSpec, layout: ParameterLayout, live: Tensor, gradient: Tensor
 ) -> Optimizer:
-    """The optimizer of ``model``, whose parameters and gradients are views of flat ``live`` and ``gradient``."""
+    """The optimizer of a model whose parameters and gradients are views of flat ``live`` and ``gradient``."""
     if isinstance(spec, AdamWSpec):
-        return AdamW(spec, model, layout, live)
+        return AdamW(spec, layout, live, gradient)
     return Sgd(spec, layout, live, gradient)
 
 
 class AdamW:
-    """Torch's fused AdamW, its moments in flat vectors."""
+    """Torch's fused AdamW on flat vectors, one call for each stretch of them that decays alike.
 
-    def __init__(self, spec: AdamWSpec, model: nn.Module, layout: ParameterLayout, live: Tensor) -> None:
+    Torch's own class is not used: making one imports torch's compiler, two seconds and 70 MB of every daemon.
+    """
+
+    def __init__(self, spec: AdamWSpec, layout: ParameterLayout, live: Tensor, gradient: Tensor) -> None:
+        self._spec = spec
         self.state = {"adam_mean": torch.zeros_like(live), "adam_square": torch.zeros_like(live)}
-        parameters = dict(model.named_parameters())
-        kinds = {span.name: span.kind for span in layout.spans}
-        decayed = [parameters[name] for name in parameters if kinds[name] in _DECAYED]
-        others = [parameters[name] for name in parameters if kinds[name] not in _DECAYED]
-        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
-        self._torch = torch.optim.AdamW(
-            groups, betas=(spec.beta1, spec.beta2), weight_decay=spec.weight_decay, fused=True
-        )
-        mean, square = (layout.views(vector) for vector in self.state.values())
-        for name, parameter in parameters.items():
-            self._torch.state[parameter] = {
-                "step": torch.zeros((), device=live.device),
-                "exp_avg": mean[name],
-                "exp_avg_sq": square[name],
-            }
+        vectors = (live, gradient, *self.state.values())
+        self._decaying = _Stretches.of(layout, vectors, decayed=True)
+        self._others = _Stretches.of(layout, vectors, decayed=False)
 
     def take_step(self, rate: float) -> None:
         """One step of AdamW."""
-        for group in self._torch.param_groups:
-            group["lr"] = rate
-        self._torch.step()
+        self._move(self._decaying, rate, self._spec.weight_decay)
+        self._move(self._others, rate, 0.0)
+
+    def _move(self, stretches: _Stretches, rate: float, decay: float) -> None:
+        adamw(
+            stretches.live,
+            stretches.gradient,
+            stretches.mean,
+            stretches.square,
+            [],
+            stretches.steps,
+            fused=True,
+            amsgrad=False,
+            beta1=self._spec.beta1,
+            beta2=self._spec.beta2,
+            lr=rate,
+            weight_decay=decay,
+            eps=EPSILON,
+            maximize=False,
+        )
 
     def resume(self, step: int) -> None:
         """Correct the moments' bias as at ``step``."""
-        for state in self._torch.state.values():
-            state["step"].fill_(float(step))
+        for steps in (*self._decaying.steps, *self._others.steps):
+            steps.fill_(float(step))
 
     def fault_of(self, state: Mapping[str, Tensor]) -> str | None:
         """A mean of squares is never negative."""
         return "adam_square has a negative element" if bool((state["adam_square"] < 0).any()) else None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Stretches:
+    """The stretches of four flat vectors that decay, or those that do not: views, in flat-vector order."""
+
+    live: list[Tensor]
+    gradient: list[Tensor]
+    mean: list[Tensor]
+    square: list[Tensor]
+    steps: list[Tensor]
+    """Steps taken, which torch counts for each stretch."""
+
+    @classmethod
+    def of(cls, layout: ParameterLayout, vectors: Sequence[Tensor], *, decayed: bool) -> _Stretches:
+        """``vectors``: weights, gradient, mean and mean of squares."""
+        alike = groupby(layout.spans, key=lambda span: span.kind in _DECAYED)
+        ends = [
+            (run[0].start, run[-1].stop)
+            for decays, spans in alike
+            if decays is decayed and (run := list(spans))
+        ]
+        live, gradient, mean, square = ([vector[start:stop] for start, stop in ends] for vector in vectors)
+        return cls(live, gradient, mean, square, [torch.zeros((), device=vectors[0].device) for _ in ends])
 
 
 class Sgd:

@@ -94,9 +94,7 @@ class Trainer:
         self._live = torch.zeros(self.layout.total, device=self.device)
         self._gradient = torch.zeros_like(self._live)
         self._bind()
-        self._optimizer = build_optimizer(
-            spec.optimizer, self._model, self.layout, self._live, self._gradient
-        )
+        self._optimizer = build_optimizer(spec.optimizer, self.layout, self._live, self._gradient)
         self._reduced = self.device.type == "cuda" and spec.train.precision == "auto"
 
     def _bind(self) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -26,7 +28,7 @@ class Bound:
         for name, parameter in self.model.named_parameters():
             live[name].copy_(parameter.detach())
             parameter.data, parameter.grad = live[name], gradient[name]
-        self.optimizer: Optimizer = build_optimizer(spec, self.model, self.layout, self.live, self.gradient)
+        self.optimizer: Optimizer = build_optimizer(spec, self.layout, self.live, self.gradient)
 
     def expected(
         self, torch_optimizer: type[torch.optim.Optimizer], **options: float
@@ -85,6 +87,25 @@ def test_adamw_is_torchs_on_the_same_vectors() -> None:
     assert torch.allclose(bound.live, parameter, rtol=1e-4, atol=1e-5)
     assert set(bound.optimizer.state) == {"adam_mean", "adam_square"}
     assert all(vector.shape == bound.live.shape for vector in bound.optimizer.state.values())
+
+
+def test_only_what_is_a_matrix_or_an_embedding_decays_under_adamw() -> None:
+    bound = Bound(AdamWSpec(weight_decay=0.5))
+    bound.live.fill_(1.0)
+    for _ in range(4):
+        bound.optimizer.take_step(0.1)
+    for span in bound.layout.spans:
+        kept = 0.95**4 if span.kind == "weight" else 1.0
+        assert bound.live[span.start : span.stop] == pytest.approx(kept)
+
+
+def test_a_step_does_not_import_torchs_compiler() -> None:
+    program = (
+        "import sys; from tests.training.test_optimizers import AdamWSpec, Bound;"
+        "Bound(AdamWSpec()).optimizer.take_step(0.1); print('torch._dynamo' in sys.modules)"
+    )
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert shown.stdout == "False\n"
 
 
 @pytest.mark.parametrize("spec", [AdamWSpec(), SgdSpec(weight_decay=0.1)], ids=["adamw", "sgd"])
