@@ -22,8 +22,8 @@ class Disk(Protocol):
         without, a crash may leave the old bytes or none, for content that can be fetched again.
         """
 
-    async def delete(self, path: str) -> None:
-        """Remove ``path``; a no-op when there is none."""
+    async def delete(self, *paths: str) -> None:
+        """Remove each of ``paths`` that is there."""
 
     async def list(self, folder: str) -> list[tuple[str, int]]:
         """(path, bytes) of every file directly in ``folder``, sorted by path; empty when there is none."""

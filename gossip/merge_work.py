@@ -75,8 +75,13 @@ class MergeHost(Protocol):
     async def check_result(self, parent: bytes, piece: int, ref: ShardRef) -> None:
         """Raise ResultRefused unless this result of the link after ``parent``, in the store, may be adopted."""
 
-    async def fetch(self, ref: ShardRef, holders: Sequence[PeerId], timeout_s: float) -> None:
-        """Bring a shard into the store, from any of ``holders``. Raises GossamerError or OSError."""
+    async def fetch(
+        self, ref: ShardRef, holders: Sequence[PeerId], timeout_s: float, *, volatile: bool
+    ) -> None:
+        """Bring a shard into the store, from any of ``holders``. Raises GossamerError or OSError.
+
+        ``volatile``: it is of no use to a later life of this node.
+        """
 
     def hold(self, record: MergeRecord) -> None:
         """Let go of no result of ``record``, as far as they are in the store, before its link is decided."""
@@ -252,7 +257,7 @@ class MergeWork:
         result, update = record.results[piece], _update(record, piece)
         if update is not None and self._host.holds_anchor(record.parent):
             try:
-                await self._fetch(update, holders, timeout_s)
+                await self._fetch(update, holders, timeout_s, volatile=True)
                 made = await self._host.apply_update(record.parent, piece, update)
             except ResultRefused:
                 raise
@@ -264,7 +269,7 @@ class MergeWork:
                         "equivocation", f"the update of piece {piece} leads to something else"
                     )
                 return
-        await self._fetch(result, holders, timeout_s)
+        await self._fetch(result, holders, timeout_s, volatile=False)
 
     async def _sum(
         self,
@@ -284,7 +289,7 @@ class MergeWork:
         async def pull(contribution: SignedContribution) -> None:
             peer = PeerId(contribution.peer)
             try:
-                await self._fetch(contribution.inputs[place], [peer], timeout_s)
+                await self._fetch(contribution.inputs[place], [peer], timeout_s, volatile=True)
             except GossamerError:
                 lacking.add(peer)
 
@@ -307,12 +312,14 @@ class MergeWork:
         missing |= lacking
         return self._sums.get(key)
 
-    async def _fetch(self, ref: ShardRef, holders: Sequence[PeerId], timeout_s: float) -> None:
+    async def _fetch(
+        self, ref: ShardRef, holders: Sequence[PeerId], timeout_s: float, *, volatile: bool
+    ) -> None:
         """Raises GossamerError when ``ref`` is not here within ``timeout_s``, waiting for a slot included."""
         with trio.move_on_after(timeout_s) as deadline:
             async with self._fetches:
                 try:
-                    await self._host.fetch(ref, holders, timeout_s)
+                    await self._host.fetch(ref, holders, timeout_s, volatile=volatile)
                 except OSError as error:
                     raise GossamerError(f"shard {ref.root.hex()[:8]} could not be kept: {error}") from error
         if deadline.cancelled_caught:

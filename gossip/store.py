@@ -1,6 +1,6 @@
 """Shards by content on disk: checked when written, checked when read, bounded by a quota.
 
-Owns the folder ``shards/``, the definition of a shard's root, the cache in memory, pins and eviction. Never talks
+Owns the folder ``shards/``, the definition of a shard's root, what is in memory, pins and eviction. Never talks
 to a peer. Relies on ``Disk`` for atomic writes; a torn or rotten file is found by its hash when it is read,
 deleted, counted, and reported as missing, so that it is fetched again.
 
@@ -25,8 +25,10 @@ from p2p.errors import GossamerError
 
 FOLDER = "shards"
 CACHE_BYTES = 256 << 20
-_SYNCING = "being synced"
-"""Pins a shard that is written once more."""
+VOLATILE_SHARE = 0.5
+"""Of the memory for shards, what those may take that are nowhere else; beyond it they go to disk too."""
+_WRITING = "being written"
+"""Pins a shard that is written although it is held."""
 
 log = structlog.get_logger()
 
@@ -44,8 +46,9 @@ async def outline_of(data: bytes) -> tuple[ShardRef, Outline]:
     hashes = []
     view = memoryview(data)
     for start in range(0, len(view), CHUNK_BYTES):
+        if start:
+            await trio.lowlevel.checkpoint()
         hashes.append(blake3(view[start : start + CHUNK_BYTES]).digest())
-        await trio.lowlevel.checkpoint()
     outline = Outline(size=len(data), chunks=hashes)
     return ref_of(outline), outline
 
@@ -72,7 +75,7 @@ class StoreStatistics:
     shards: int
     bytes_held: int
     bytes_pinned: int
-    bytes_cached: int
+    bytes_in_memory: int
     damaged: int
     """Files that failed their hash since the start."""
     evicted: int
@@ -94,10 +97,15 @@ class ShardStore:
         self._disk = disk
         self._quota_bytes = quota_bytes
         self._cache_bytes_max = cache_bytes
+        self._volatile_bytes_max = int(cache_bytes * VOLATILE_SHARE)
         self._held: OrderedDict[ShardRef, _Held] = OrderedDict()
         self._cache: OrderedDict[ShardRef, bytes] = OrderedDict()
+        """Of shards that are on disk, those used last."""
+        self._volatile: dict[ShardRef, bytes] = {}
+        """Shards that are not on disk."""
         self._bytes_held = 0
         self._bytes_cached = 0
+        self._bytes_volatile = 0
         self._damaged = 0
         self._evicted = 0
         self._writing = trio.Lock()
@@ -116,24 +124,32 @@ class ShardStore:
         """Whether the shard is believed to be here; its bytes are checked when they are read."""
         return ref in self._held
 
-    async def put(self, data: bytes, *, owner: str | None = None, sync: bool = False) -> ShardRef:
+    async def put(
+        self, data: bytes, *, owner: str | None = None, sync: bool = False, volatile: bool = False
+    ) -> ShardRef:
         """Store ``data`` (at least one byte) and return its name; pinned for ``owner`` from the start if one is named.
 
-        ``sync``: the bytes survive power loss once this returns. Raises StoreFull.
+        ``sync``: the bytes survive power loss once this returns. ``volatile``: a later life of this node has no use for
+        them, so they need not be written while there is room in memory. Raises StoreFull.
         """
         ref, outline = await outline_of(data)
         async with self._writing:
             if ref not in self._held:
                 await self._make_room(ref.size)
-                await self._write(_path_of(ref), data, sync=sync)
+                if volatile and not sync and self._bytes_volatile + ref.size <= self._volatile_bytes_max:
+                    self._volatile[ref] = data
+                    self._bytes_volatile += ref.size
+                else:
+                    await self._write(_path_of(ref), data, sync=sync)
                 self._held[ref] = _Held()
                 self._bytes_held += ref.size
-            elif sync and not self._held[ref].synced:
-                self.pin(ref, _SYNCING)  # What is written again must not make room for itself.
+            elif (sync and not self._held[ref].synced) or (not volatile and ref in self._volatile):
+                self.pin(ref, _WRITING)  # What is held already must not make room for itself.
                 try:
-                    await self._write(_path_of(ref), data, sync=True)
+                    await self._write(_path_of(ref), data, sync=sync)
                 finally:
-                    self._held[ref].owners.discard(_SYNCING)
+                    self._held[ref].owners.discard(_WRITING)
+                self._forget_volatile(ref)
             held = self._held[ref]
             held.outline = outline
             held.synced |= sync
@@ -151,10 +167,9 @@ class ShardStore:
 
     async def get(self, ref: ShardRef) -> bytes:
         """The bytes of a shard, checked against its name. Raises ShardMissing."""
-        if ref in self._cache:
-            await trio.lowlevel.checkpoint()
-            self._cache.move_to_end(ref)
-            return self._cache[ref]
+        if (data := self._in_memory(ref)) is not None:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            return data
         held = self._held.get(ref)
         if held is None:
             raise ShardMissing(f"shard {ref.root.hex()[:12]} is not held here")
@@ -202,9 +217,7 @@ class ShardStore:
         let_go = [ref for ref, held in self._held.items() if held.owners == {owner}]
         self.unpin(owner)
         async with self._writing:
-            for ref in let_go:
-                if ref in self._held and not self._held[ref].owners:
-                    await self._drop(ref)
+            await self._drop(*(ref for ref in let_go if ref in self._held and not self._held[ref].owners))
 
     async def _make_room(self, size: int) -> None:
         while self._bytes_held + size > self._quota_bytes:
@@ -245,23 +258,41 @@ class ShardStore:
                 log.warning("damaged shard deleted", shard=ref.root.hex(), bytes=ref.size, why=why)
                 await self._drop(ref)
 
-    async def _drop(self, ref: ShardRef) -> None:
-        if self._held.pop(ref, None) is not None:
-            self._bytes_held -= ref.size
-        if self._cache.pop(ref, None) is not None:
-            self._bytes_cached -= ref.size
-        await self._disk.delete(_path_of(ref))
+    async def _drop(self, *refs: ShardRef) -> None:
+        on_disk = []
+        for ref in refs:
+            if self._held.pop(ref, None) is not None:
+                self._bytes_held -= ref.size
+            if self._cache.pop(ref, None) is not None:
+                self._bytes_cached -= ref.size
+            if not self._forget_volatile(ref):
+                on_disk.append(_path_of(ref))
+        if on_disk:
+            await self._disk.delete(*on_disk)
 
-    # --- the cache --------------------------------------------------------------------------------------------
+    # --- in memory --------------------------------------------------------------------------------------------
+
+    def _in_memory(self, ref: ShardRef) -> bytes | None:
+        if ref in self._cache:
+            self._cache.move_to_end(ref)
+            return self._cache[ref]
+        return self._volatile.get(ref)
 
     def _remember(self, ref: ShardRef, data: bytes) -> None:
-        if ref in self._cache or ref.size > self._cache_bytes_max:
-            return
-        self._cache[ref] = data
-        self._bytes_cached += ref.size
-        while self._bytes_cached > self._cache_bytes_max:
+        """Keep a shard that is on disk at hand, if it isn't too large; what was used longest ago makes room."""
+        if ref not in self._cache and ref not in self._volatile and ref.size <= self._cache_bytes_max:
+            self._cache[ref] = data
+            self._bytes_cached += ref.size
+        while self._bytes_cached + self._bytes_volatile > self._cache_bytes_max:
             oldest, _ = self._cache.popitem(last=False)
             self._bytes_cached -= oldest.size
+
+    def _forget_volatile(self, ref: ShardRef) -> bool:
+        """Whether the shard was in memory alone; it is there no more."""
+        if self._volatile.pop(ref, None) is None:
+            return False
+        self._bytes_volatile -= ref.size
+        return True
 
     def statistics(self) -> StoreStatistics:
         """Counts and sizes now."""
@@ -269,7 +300,7 @@ class ShardStore:
             shards=len(self._held),
             bytes_held=self._bytes_held,
             bytes_pinned=sum(ref.size for ref, held in self._held.items() if held.owners),
-            bytes_cached=self._bytes_cached,
+            bytes_in_memory=self._bytes_cached + self._bytes_volatile,
             damaged=self._damaged,
             evicted=self._evicted,
         )

@@ -156,15 +156,16 @@ class SimDisk:
         if self.on_effect is not None:
             await self._tell_effect(number, "write", path)
 
-    async def delete(self, path: str) -> None:
-        """Remove ``path`` if it is there."""
-        number = await self._begin("delete", path, 0)
-        folder = self._folder(path)
-        if path in folder.files:
-            self._used_bytes -= len(folder.files[path])
-            folder.delete(path)
-        if self.on_effect is not None:
-            await self._tell_effect(number, "delete", path)
+    async def delete(self, *paths: str) -> None:
+        """Remove each of ``paths`` that is there, one after the other: the power can go between two."""
+        for path in paths:
+            number = await self._begin("delete", path, 0)
+            folder = self._folder(path)
+            if path in folder.files:
+                self._used_bytes -= len(folder.files[path])
+                folder.delete(path)
+            if self.on_effect is not None:
+                await self._tell_effect(number, "delete", path)
 
     async def list(self, folder: str) -> _Listing:
         """(path, bytes) of the files directly in ``folder``, sorted."""

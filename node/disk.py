@@ -32,9 +32,9 @@ class LocalDisk:
         """Replace ``path`` by ``data``, durable on return when ``sync``."""
         await trio.to_thread.run_sync(_replace, self._inside(path), data, sync)
 
-    async def delete(self, path: str) -> None:
-        """Remove ``path`` if it is there."""
-        await trio.to_thread.run_sync(_unlink, self._inside(path))
+    async def delete(self, *paths: str) -> None:
+        """Remove each of ``paths`` that is there."""
+        await trio.to_thread.run_sync(_unlink, *map(self._inside, paths))
 
     async def list(self, folder: str) -> _Listing:
         """(path, bytes) of the files directly in ``folder``; leftovers of interrupted writes are removed."""
@@ -87,5 +87,6 @@ def _replace(target: Path, data: bytes | memoryview, sync: bool) -> None:
             os.close(descriptor)
 
 
-def _unlink(path: Path) -> None:
-    path.unlink(missing_ok=True)
+def _unlink(*paths: Path) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)

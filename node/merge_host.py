@@ -151,11 +151,13 @@ class NodeMergeHost:
         inputs = await self._values.offer(state, pledge, moved, owner=_inputs(parent))
         return Contribution(peer=self._local, weight=pledge.weight, moved=list(moved), inputs=inputs)
 
-    async def fetch(self, ref: ShardRef, holders: Sequence[PeerId], timeout_s: float) -> None:
+    async def fetch(
+        self, ref: ShardRef, holders: Sequence[PeerId], timeout_s: float, *, volatile: bool
+    ) -> None:
         """Bring a shard into the store. Raises FetchFailed."""
         if not self._store.holds(ref):
             data = await self._fetcher.fetch(ref, holders, timeout_s=timeout_s)
-            await self._store.put(data)
+            await self._store.put(data, volatile=volatile)
 
     def arrival_of(self, refs: Sequence[ShardRef]) -> Arrival | None:
         """How much of ``refs`` is here; None when all is, or nothing is wanted."""
@@ -200,6 +202,7 @@ class NodeMergeHost:
                 shards=inputs,
                 own=self._values.pieces.cut(own, piece),
                 local=self._local,
+                beginner=beginner,
                 elders=frozenset(peer for peer, _, _ in inputs if beginner and self._is_elder(peer)),
             ),
         )
@@ -213,7 +216,8 @@ class NodeMergeHost:
         state = self._base_of(parent)
         if state is None:
             raise GossamerError("nothing that an update could be applied to")
-        return await self._values.apply(state, piece, update)
+        own = self._values.pieces.cut(await self._measure(parent), piece)
+        return await self._values.apply(state, piece, update, own, beginner=self._is_beginner())
 
     async def check_result(self, parent: bytes, piece: int, ref: ShardRef) -> None:
         """Raise ResultRefused unless this result, which is in the store, is finite and in proportion to our weights."""
@@ -253,7 +257,7 @@ class NodeMergeHost:
         record = committed.record
         holders = [PeerId(c.peer) for c in record.contributors if c.peer != self._local]
         for ref in record.results:
-            await self.fetch(ref, holders, RESULT_TIMEOUT_S)
+            await self.fetch(ref, holders, RESULT_TIMEOUT_S, volatile=False)
         async with self._taking:
             if not self._superseded:
                 await self._take(record, record_hash, None, rebase=rebase, duration_s=0.0)
@@ -275,7 +279,9 @@ class NodeMergeHost:
             stood = self._state.anchor if self._state is not None and self._head == record.parent else None
             moved = range(len(record.results)) if stood is None else record.moved
             if pledge is not None:
-                stood = self._values.accounted_for(pledge)
+                stood = await self._compute.run(
+                    partial(self._values.accounted_for, pledge), lane="side", cost_s=self._costs.copy_s
+                )
             await self._compute.run(
                 partial(self._rebase, state.anchor, stood, moved),
                 lane="train",

@@ -59,8 +59,23 @@ class Inputs:
     own: Tensor
     """This node's weights in that piece, the measure for others': pledged, or for a mere checker live."""
     local: PeerId
+    beginner: bool
+    """Whether those may be no measure at all."""
     elders: frozenset[PeerId]
-    """Who has learned so much more that those are no measure."""
+    """Who has learned so much more that they are none."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Sum:
+    """What one sum comes to, not yet stored."""
+
+    result: bytes
+    """The average, or the state that the update leads to."""
+    update: bytes | None = None
+    owed: Tensor | None = None
+    """What the update leaves out."""
+    sound: bool = False
+    """Whether the result was measured, and is in proportion to this node's weights."""
 
 
 class MergeValues:
@@ -126,7 +141,8 @@ class MergeValues:
                 data.append(encoded)
             return data
 
-        return [await self._store.put(data, owner=owner) for data in await self._beside(encode)]
+        encoded = await self._beside(encode)
+        return [await self._store.put(data, owner=owner, volatile=True) for data in encoded]
 
     def accounted_for(self, pledge: Pledge) -> Tensor:
         """What of the pledged weights an average has that counts them: what is beyond has yet to be told."""
@@ -143,23 +159,44 @@ class MergeValues:
         of all others.
         """
         arrived = [(peer, await self._store.get(ref), weight) for peer, ref, weight in inputs.shards]
-        average = await self._compute.run(
-            lambda: self._average(base, inputs, arrived), lane="side", cost_s=self._costs.mix_s
+        owed = self._owed.get(inputs.piece)
+        made = await self._compute.run(
+            lambda: self._made(base, inputs, arrived, owed),
+            lane="side",
+            cost_s=self._costs.mix_s + self._costs.copy_s,
         )
-        if isinstance(average, tuple):
-            peer, refused = average
+        if isinstance(made, tuple):
+            peer, refused = made
             self._ledger.note(peer, refused.code, refused.text)
             raise InputRefused(peer, refused.text)
+        if base is None or made.update is None:
+            return PieceResult(piece=inputs.piece, shard=await self._store.put(made.result), update=None)
+        ref = await self._store.put(made.update, volatile=True)
+        if self._owes and made.owed is not None:
+            self._sums_made[ref] = inputs.piece, made.owed
+        self._start_from(base)
+        shard = await self._keep_applied(base, inputs.piece, ref, made.result, sound=made.sound)
+        return PieceResult(piece=inputs.piece, shard=shard, update=ref)
+
+    def _made(
+        self,
+        base: OuterState | None,
+        inputs: Inputs,
+        arrived: Sequence[tuple[PeerId, bytes, int]],
+        owed: Tensor | None,
+    ) -> _Sum | tuple[PeerId, Refused]:
+        """Everything that a sum takes, in one go: each change of threads costs training more than the arithmetic."""
+        average = self._average(base, inputs, arrived)
+        if isinstance(average, tuple):
+            return average
         updates, piece = self._updates, inputs.piece
         if updates is None or base is None:
-            data = await self._beside(lambda: FP32.encode(average))
-            return PieceResult(piece=piece, shard=await self._store.put(data), update=None)
-        owed = self._owed.get(piece, torch.zeros_like(average))
-        update, owed = await self._beside(lambda: updates.encode_sum(average, owed))
-        ref = await self._store.put(update)
-        if self._owes:
-            self._sums_made[ref] = piece, owed
-        return PieceResult(piece=piece, shard=await self.apply(base, piece, ref), update=ref)
+            return _Sum(FP32.encode(average))
+        update, owed = updates.encode_sum(average, torch.zeros_like(average) if owed is None else owed)
+        delta = updates.codec.decode(update, len(average))
+        state = encode_state(updates.apply(self._piece_of(base, piece), delta))
+        fault = self._fault_of(piece, state, inputs.own, beginner=inputs.beginner)
+        return _Sum(state, update, owed, sound=fault is None)
 
     def _average(
         self,
@@ -190,47 +227,67 @@ class MergeValues:
                 return arrived[number][0], refused
         return weighted_average([(values_of[peer], weight) for peer, _, weight in arrived])
 
-    async def apply(self, base: OuterState, piece: int, update: ShardRef) -> ShardRef:
+    async def apply(
+        self, base: OuterState, piece: int, update: ShardRef, own: Tensor, *, beginner: bool
+    ) -> ShardRef:
         """Store the state of ``piece`` that ``update``, which is in the store, leads to. Raises ResultRefused.
 
-        Durable at once: whoever applies an update is about to accept its record, and would write it a second time.
+        Durable at once: whoever applies an update is about to accept its record, and would write it a second time. It
+        is measured at once too, by ``own`` weights; what ``check`` would refuse is left to be refused there.
         """
-        assert self._updates is not None
-        if base is not self._applied_to:
-            self._applied.clear()
-            self._applied_to = base
+        self._start_from(base)
         if (known := self._applied.get((piece, update))) is not None and self._store.holds(known):
             return known
+        assert self._updates is not None
         updates, data = self._updates, await self._store.get(update)
 
-        def work_out() -> bytes | Refused:
+        def work_out() -> tuple[bytes, bool] | Refused:
             delta = updates.decode(data, self.pieces.size(piece))
             if isinstance(delta, Refused):
                 return delta
-            return encode_state(updates.apply(base.of(*self.pieces.bounds[piece : piece + 2]), delta))
+            state = encode_state(updates.apply(self._piece_of(base, piece), delta))
+            return state, self._fault_of(piece, state, own, beginner=beginner) is None
 
-        state = await self._beside(work_out)
-        if isinstance(state, Refused):
-            raise ResultRefused(state.code, state.text)
+        led_to = await self._beside(work_out)
+        if isinstance(led_to, Refused):
+            raise ResultRefused(led_to.code, led_to.text)
+        state, sound = led_to
+        return await self._keep_applied(base, piece, update, state, sound=sound)
+
+    def _start_from(self, base: OuterState) -> None:
+        if base is not self._applied_to:
+            self._applied.clear()
+            self._applied_to = base
+
+    async def _keep_applied(
+        self, base: OuterState, piece: int, update: ShardRef, state: bytes, *, sound: bool
+    ) -> ShardRef:
         led_to = await self._store.put(state, sync=True)
         if base is self._applied_to:
             self._applied[piece, update] = led_to
+        if sound:
+            self._remember_sound(piece, led_to)
         return led_to
+
+    def _piece_of(self, base: OuterState, piece: int) -> OuterState:
+        return base.of(*self.pieces.bounds[piece : piece + 2])
 
     async def check(self, piece: int, ref: ShardRef, own: Tensor, *, beginner: bool) -> None:
         """Raise ResultRefused unless this result, in the store, is finite and in proportion to ``own`` weights."""
         if (piece, ref) in self._found_sound:
             return
         data = await self._store.get(ref)
-
-        def check() -> Refused | None:
-            state = decode_state(data, self.pieces.size(piece))
-            if isinstance(state, Refused):
-                return state
-            return check_peer_values(own, state.anchor, self.pieces.spans(piece), beginner=beginner)
-
-        if refused := await self._beside(check):
+        if refused := await self._beside(lambda: self._fault_of(piece, data, own, beginner=beginner)):
             raise ResultRefused(refused.code, refused.text)
+        self._remember_sound(piece, ref)
+
+    def _fault_of(self, piece: int, result: bytes, own: Tensor, *, beginner: bool) -> Refused | None:
+        state = decode_state(result, self.pieces.size(piece))
+        if isinstance(state, Refused):
+            return state
+        return check_peer_values(own, state.anchor, self.pieces.spans(piece), beginner=beginner)
+
+    def _remember_sound(self, piece: int, ref: ShardRef) -> None:
         if len(self._found_sound) >= SOUND_KEPT:
             self._found_sound.clear()
         self._found_sound.add((piece, ref))

@@ -327,7 +327,7 @@ class PairExchanger:
         )
         self._serial += 1
         owner = f"pair/{self._serial}"
-        return owner, await self._store.put(data, owner=owner)
+        return owner, await self._store.put(data, owner=owner, volatile=True)
 
     async def _pull(self, meeting: _Meeting) -> None:
         """Have what the other brought checked and at hand, unless it cannot be had or used."""

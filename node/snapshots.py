@@ -119,7 +119,7 @@ class Snapshots:
         self.taken += 1
         owner = f"snapshot/{self.taken}"
         try:
-            shard = await self._store.put(data, owner=owner)
+            shard = await self._store.put(data, owner=owner, volatile=True)
         except StoreFull as error:
             raise CallRefused("full", error.what) from error
         took_s = trio.current_time() - began_s

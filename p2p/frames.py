@@ -63,7 +63,8 @@ async def receive_exactly(stream: trio.abc.ReceiveStream, size: int) -> bytes:
     chunks = []
     missing = size
     while missing:
-        chunk = await _receive_some(stream, missing)
+        here = _receive_now(stream, missing) if isinstance(stream, FlowStream) else b""
+        chunk = here or await _receive_some(stream, missing)
         if not chunk:
             raise StreamBroken(f"the stream ended {missing} bytes early")
         chunks.append(chunk)

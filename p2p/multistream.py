@@ -49,10 +49,8 @@ async def propose(stream: FlowStream, protocol: str) -> None:
     proposed = False
     try:
         # Without a turn for others, so that what the caller says next leaves together with it.
-        proposed = stream.send_now(lines)
-        if not proposed:
-            await _send(stream, lines)
-            proposed = True
+        await _send(stream, lines)
+        proposed = True
     finally:
         if not proposed:
             stream.reset("no protocol was proposed")
@@ -61,7 +59,8 @@ async def propose(stream: FlowStream, protocol: str) -> None:
 async def answer(stream: trio.abc.Stream, offered: Container[str]) -> ProtocolName:
     """Agree, as the listener, to the first proposal that is ``offered``.
 
-    Raises ProtocolUnsupported when nothing fits, MalformedMessage or StreamBroken.
+    Gives other tasks a turn only where it has to wait. Raises ProtocolUnsupported when nothing fits, MalformedMessage
+    or StreamBroken.
     """
     await _reply(stream, VERSION)
     if await _receive(stream, _received_line()) != VERSION:
@@ -157,6 +156,7 @@ async def _reply(stream: trio.abc.Stream, line: str) -> None:
 
 async def _send(stream: trio.abc.Stream, data: bytes) -> None:
     try:
-        await stream.send_all(data)
+        if not (isinstance(stream, FlowStream) and stream.send_now(data)):
+            await stream.send_all(data)
     except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
         raise StreamBroken(f"could not send: {error}") from error

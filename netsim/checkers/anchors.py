@@ -263,8 +263,8 @@ class ExactAverage(Watcher):
 
     def _bytes_of(self, ref: ShardRef) -> bytes | None:
         """A shard, if somebody has it at hand."""
-        caches = (node.store._cache for _, node in self.running())
-        return next((cache[ref] for cache in caches if ref in cache), None)
+        found = (at_hand(node, ref) for _, node in self.running())
+        return next((data for data in found if data is not None), None)
 
 
 class EqualBits(Watcher):
@@ -422,11 +422,14 @@ class Rebase(Watcher):
         contribution = pledge.contribution
         for piece, ref in zip(contribution.moved, contribution.inputs, strict=True):
             at = slice(*pieces.bounds[piece : piece + 2])
-            if not self._updates.codec.lossless:
-                told[at] = state.anchor[at] - self._updates.codec.decode(
-                    node.store._cache[ref], pieces.size(piece)
-                )
+            if not self._updates.codec.lossless and (data := at_hand(node, ref)) is not None:
+                told[at] = state.anchor[at] - self._updates.codec.decode(data, pieces.size(piece))
         return told
+
+
+def at_hand(node: GossipNode, ref: ShardRef) -> bytes | None:
+    """A shard that this node has in memory; looking does not count as use."""
+    return node.store._volatile.get(ref) or node.store._cache.get(ref)
 
 
 def average(inputs: Sequence[Values], weights: Sequence[int]) -> Values:

@@ -127,7 +127,9 @@ class IntegerHost:
         if self.value(ref) > ABSURD:
             raise ResultRefused("norm", "out of all proportion")
 
-    async def fetch(self, ref: ShardRef, holders: Sequence[PeerId], timeout_s: float) -> None:
+    async def fetch(
+        self, ref: ShardRef, holders: Sequence[PeerId], timeout_s: float, *, volatile: bool
+    ) -> None:
         """Copy the shard from the first holder that is up, reachable and has it."""
         if self.full and ref.root not in self.member.shards:
             raise OSError(errno.ENOSPC, "No space left on device")

@@ -123,11 +123,59 @@ async def test_a_full_disk_evicts_what_it_may_and_then_says_so():
 async def test_memory_is_bounded_and_disk_serves_the_rest():
     store = ShardStore(MemoryDisk(), quota_bytes=1 << 20, cache_bytes=2500)
     refs = [await store.put(shard(number)) for number in range(5)]
-    assert store.statistics().bytes_cached == 2000
+    assert store.statistics().bytes_in_memory == 2000
     assert [await store.get(ref) for ref in refs] == [shard(number) for number in range(5)]
-    assert store.statistics().bytes_cached == 2000
+    assert store.statistics().bytes_in_memory == 2000
     large = await store.put(bytes(2501))
     assert await store.get(large) == bytes(2501)
+
+
+async def test_what_a_later_life_has_no_use_for_is_not_written_while_memory_has_room() -> None:
+    disk = MemoryDisk()
+    store = ShardStore(disk, quota_bytes=1 << 20, cache_bytes=5000)
+    refs = [await store.put(shard(number), owner="merge", volatile=True) for number in range(4)]
+    kept = [await store.put(shard(number)) for number in range(10, 20)]
+    assert len(disk.files) == 2 + 10, "two of the four are half of what memory may hold"
+    assert store.statistics().bytes_in_memory <= 5000
+    assert [await store.get(ref) for ref in refs + kept[:1]] == [shard(number) for number in (0, 1, 2, 3, 10)]
+    await store.release("merge")
+    assert not any(map(store.holds, refs))
+    assert len(disk.files) == 10
+    again = [await store.put(shard(number), volatile=True) for number in range(2)]
+    assert len(disk.files) == 10, "what was released made room"
+    assert await store.get(again[1]) == shard(1)
+
+
+async def test_a_shard_in_memory_alone_is_written_once_it_is_to_stay() -> None:
+    for sync in (False, True):
+        disk = MemoryDisk()
+        store = ShardStore(disk, quota_bytes=1 << 20)
+        ref = await store.put(shard(1), volatile=True)
+        assert not disk.files
+        await (store.sync(ref) if sync else store.put(shard(1)))
+        await store.put(shard(1), volatile=True)
+        later = ShardStore(disk, quota_bytes=1 << 20)
+        await later.load()
+        assert await later.get(ref) == shard(1)
+        assert store.statistics().bytes_in_memory == store.statistics().bytes_held == 1000
+
+
+async def test_a_shard_in_memory_alone_outlives_a_full_disk() -> None:
+    disk = MemoryDisk(capacity_bytes=500)
+    store = ShardStore(disk, quota_bytes=1 << 20)
+    ref = await store.put(shard(1), volatile=True)
+    with pytest.raises(StoreFull, match="disk is full"):
+        await store.sync(ref)
+    assert await store.get(ref) == shard(1)
+
+
+async def test_a_shard_in_memory_alone_counts_towards_the_quota_and_can_be_evicted() -> None:
+    store = ShardStore(MemoryDisk(), quota_bytes=1500)
+    first = await store.put(shard(1), volatile=True)
+    second = await store.put(shard(2), volatile=True)
+    assert [store.holds(ref) for ref in (first, second)] == [False, True]
+    with pytest.raises(ShardMissing):
+        await store.get(first)
 
 
 async def test_what_an_owner_releases_is_gone_unless_somebody_else_wants_it() -> None:

@@ -36,9 +36,10 @@ class MemoryDisk:
             raise OSError(errno.ENOSPC, "No space left on device", path)
         self.files[path] = bytes(data)
 
-    async def delete(self, path: str) -> None:
-        """Remove the file if there is one."""
-        self.files.pop(path, None)
+    async def delete(self, *paths: str) -> None:
+        """Remove the files that are there."""
+        for path in paths:
+            self.files.pop(path, None)
 
     async def list(self, folder: str) -> list[tuple[str, int]]:
         """Files directly in the folder."""
