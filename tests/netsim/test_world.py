@@ -276,11 +276,13 @@ async def test_an_anchor_found_again_late_does_not_replace_a_later_one(
         late = await world.start(3, bootstrap=0)
         fetch, slowed = late.merge_host.fetch, []
 
-        async def slow_fetch(ref: ShardRef, holders: Sequence[PeerId], timeout_s: float) -> None:
+        async def slow_fetch(
+            ref: ShardRef, holders: Sequence[PeerId], timeout_s: float, *, volatile: bool
+        ) -> None:
             if ref in results_before:
                 slowed.append(ref)
                 await trio.sleep(20)
-            await fetch(ref, holders, timeout_s)
+            await fetch(ref, holders, timeout_s, volatile=volatile)
 
         late.merge_host.fetch = slow_fetch
         await until(lambda: late.merger.head_height >= 2, seconds=15)
