@@ -58,9 +58,11 @@ async def steps_per_s(daemons: Sequence[Daemon], steps: int) -> float:
 async def _reach(daemons: Sequence[Daemon], step: int, timeout_s: float) -> float:
     """The step of both on average, as soon as one of them has reached ``step``."""
     with trio.move_on_after(timeout_s):
-        while max(steps := await _steps(daemons)) < step:
+        while True:
+            steps = await _steps(daemons)
+            if max(steps) >= step:
+                return sum(steps) / len(steps)
             await trio.sleep(LOOK_S)
-        return sum(steps) / len(steps)
     words = " / ".join(daemon.last_words() for daemon in daemons)
     raise SystemExit(f"the daemons did not reach step {step}: {words}")
 

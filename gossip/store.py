@@ -74,6 +74,8 @@ class StoreStatistics:
 
     shards: int
     bytes_held: int
+    """What the quota bounds, in memory alone or not."""
+    bytes_on_disk: int
     bytes_pinned: int
     bytes_in_memory: int
     damaged: int
@@ -299,6 +301,7 @@ class ShardStore:
         return StoreStatistics(
             shards=len(self._held),
             bytes_held=self._bytes_held,
+            bytes_on_disk=self._bytes_held - self._bytes_volatile,
             bytes_pinned=sum(ref.size for ref, held in self._held.items() if held.owners),
             bytes_in_memory=self._bytes_cached + self._bytes_volatile,
             damaged=self._damaged,

@@ -42,7 +42,7 @@ def describe(node: Node, *, device: str, parameters: int, unit: str, name: str) 
         steps_total=node.spec.train.steps,
         loss=node.loss,
         unit=unit,
-        tokens_per_s=node.tokens_per_s,
+        tokens_per_s=node.tokens_per_s if node.phase == "training" else 0.0,
         tokens=node.tokens,
         mixes=gossip.exchanger.mixes if gossip else 0,
         mixes_failed=gossip.exchanger.mixes_failed if gossip else 0,
@@ -60,7 +60,7 @@ def describe(node: Node, *, device: str, parameters: int, unit: str, name: str) 
         peers=[_describe_peer(node, member) for member in node.members.members(now_s)],
         refusals=node.refusals(),
         checkpoint_step=node.checkpoints.step,
-        disk_bytes=node.store.statistics().bytes_held,
+        disk_bytes=node.store.statistics().bytes_on_disk,
     )
 
 

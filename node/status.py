@@ -188,6 +188,7 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     unit: str = "byte"
     """What is learned from, and what tokens are: byte, token or example."""
     tokens_per_s: float
+    """Smoothed too; 0 while it does not train."""
     tokens: int
     mixes: int
     mixes_failed: int

@@ -137,6 +137,7 @@ async def test_what_a_later_life_has_no_use_for_is_not_written_while_memory_has_
     kept = [await store.put(shard(number)) for number in range(10, 20)]
     assert len(disk.files) == 2 + 10, "two of the four are half of what memory may hold"
     assert store.statistics().bytes_in_memory <= 5000
+    assert store.statistics().bytes_on_disk == sum(map(len, disk.files.values()))
     assert [await store.get(ref) for ref in refs + kept[:1]] == [shard(number) for number in (0, 1, 2, 3, 10)]
     await store.release("merge")
     assert not any(map(store.holds, refs))

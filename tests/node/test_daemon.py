@@ -124,6 +124,7 @@ async def test_metrics_are_served_in_both_modes(tmp_path: Path, mode: str) -> No
         nursery.cancel_scope.cancel()
     assert told["gossamer_step"] == status.step == 2
     assert told["gossamer_loss"] == pytest.approx(status.loss)
+    assert told["gossamer_tokens_per_second"] == status.tokens_per_s == 0
     assert ("gossamer_merges_total" in told) == (mode == "gossip")
     assert ("gossamer_records_applied" in told) == (mode == "one-byte")
     assert told["gossamer_trio_tasks"] > 10

@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from trio.testing import MockClock
 
 from node.metrics import LAG_PROBE_S, PAGE_S_MAX, MetricsPage
-from node.status import MEMBER_STATES, NodeStatus
+from node.status import MEMBER_STATES, PHASES, NodeStatus
 from tests.cli.fake_node import MERGE, PEERS, RECORDS, status_of
 
 METRIC = re.compile(r"\b(?:gossamer|process)_\w+")
@@ -204,6 +204,20 @@ async def test_every_metric_of_the_dashboard_is_served() -> None:
     # And nothing is served that nobody is shown, but what only a question of its own would ask for.
     unseen = {name for name in served - found if name.startswith("gossamer_")}
     assert unseen == UNSEEN
+
+
+def test_a_node_that_is_down_is_told_from_one_in_any_phase() -> None:
+    panels = {panel["title"]: panel for panel in json.loads(DASHBOARD.read_text())["panels"]}
+    asked = panels["phase"]["targets"][0]["expr"]
+    (names,) = panels["phase"]["fieldConfig"]["defaults"]["mappings"]
+    numbers = {int(number): name["text"] for number, name in names["options"].items()}
+    told = {int(number): phase for phase, number in re.findall(r'phase="(\w+)"} \* (\d)', asked)}
+    assert set(told.values()) == set(PHASES)
+    assert numbers == {0: "down"} | told
+    assert 'up{instance=~"$node"} * 0' in asked
+    down = panels["down or with a problem"]["targets"][0]
+    assert 'up{instance=~"$node"} == bool 0' in down["expr"]
+    assert down["instant"], "now, and not at the last step of a graph"
 
 
 async def test_every_metric_is_explained() -> None:
