@@ -1,4 +1,4 @@
-"""Shards by content on disk: checked when written, checked when read, bounded by a quota.
+"""Shards by content, on disk or while that will do in memory: checked when read, bounded by a quota.
 
 Owns the folder ``shards/``, the definition of a shard's root, what is in memory, pins and eviction. Never talks
 to a peer. Relies on ``Disk`` for atomic writes; a torn or rotten file is found by its hash when it is read,

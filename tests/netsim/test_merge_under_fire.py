@@ -248,7 +248,7 @@ def expected(checker: str, fire: Fire) -> bool:
 
 @pytest.mark.timeout(600)
 def test_merges_come_through_fire() -> None:
-    overheads = through(range(12))
+    overheads = through(range(24))
     assert statistics.median(overheads) < OVERHEAD_MAX
 
 

@@ -21,7 +21,7 @@ from training.run_spec import parse_run_spec
 SPEC = parse_run_spec("""
 name = "deaths"
 [train]
-steps = 40
+steps = 50
 [exchange]
 every_steps = 5
 fragments = 2

@@ -54,15 +54,18 @@ def test_sgd_is_torchs_momentum() -> None:
         assert torch.allclose(bound.live, parameter, rtol=1e-5, atol=1e-6)
 
 
-def test_weights_decay_by_themselves_and_biases_do_not() -> None:
-    bound = Bound(SgdSpec(weight_decay=0.5, momentum=0.9))
+@pytest.mark.parametrize(
+    "spec", [AdamWSpec(weight_decay=0.5), SgdSpec(weight_decay=0.5, momentum=0.9)], ids=["adamw", "sgd"]
+)
+def test_weights_decay_by_themselves_and_biases_do_not(spec: OptimizerSpec) -> None:
+    bound = Bound(spec)
     bound.live.fill_(1.0)
     for _ in range(4):
         bound.optimizer.take_step(0.1)
     for span in bound.layout.spans:
         kept = 0.95**4 if span.kind == "weight" else 1.0
         assert bound.live[span.start : span.stop] == pytest.approx(kept)
-    assert not bound.optimizer.state["momentum"].any()
+    assert not any(vector.any() for vector in bound.optimizer.state.values())
 
 
 def test_momentum_of_what_stopped_learning_ends_at_zero_not_among_denormal_numbers() -> None:
@@ -87,16 +90,6 @@ def test_adamw_is_torchs_on_the_same_vectors() -> None:
     assert torch.allclose(bound.live, parameter, rtol=1e-4, atol=1e-5)
     assert set(bound.optimizer.state) == {"adam_mean", "adam_square"}
     assert all(vector.shape == bound.live.shape for vector in bound.optimizer.state.values())
-
-
-def test_only_what_is_a_matrix_or_an_embedding_decays_under_adamw() -> None:
-    bound = Bound(AdamWSpec(weight_decay=0.5))
-    bound.live.fill_(1.0)
-    for _ in range(4):
-        bound.optimizer.take_step(0.1)
-    for span in bound.layout.spans:
-        kept = 0.95**4 if span.kind == "weight" else 1.0
-        assert bound.live[span.start : span.stop] == pytest.approx(kept)
 
 
 def test_a_step_does_not_import_torchs_compiler() -> None:
